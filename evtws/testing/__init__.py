@@ -1,0 +1,1 @@
+"""A scriptable websocket server for tests and demonstrations."""
