@@ -1,0 +1,446 @@
+"""Bytes to frames and whole messages and back: RFC 6455 section 5, strict, for both roles.
+
+No socket, no thread, no clock: whoever has the bytes feeds them to a `Decoder`, takes what they mean, and writes
+what the `encode` functions return. A client masks what it sends and expects unmasked frames; a server the reverse.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+from .errors import MessageTooBig, ProtocolError
+
+
+class Opcode(IntEnum):
+    """The kinds of frame (RFC 6455 section 5.2); the other ten are reserved."""
+
+    CONT = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A ping frame; it is to be answered by a pong of the same payload."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """A pong frame, asked for or not."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A close frame; `code` is 1005 if it had none (RFC 6455 section 7.1.5)."""
+
+    code: int
+    reason: str
+
+
+#: What a Decoder gives: a whole text message, a whole binary one, or a control frame.
+Received = str | bytes | Ping | Pong | Close
+
+# Plain integers: an attribute of an enumeration costs as much as the rest of a check.
+_TEXT, _BINARY, _CLOSE, _PING, _PONG = map(int, list(Opcode)[1:])
+_FIN = 0x80
+_RESERVED_BITS = 0x70
+_MASKED = 0x80
+_WIDTH = {126: 2, 127: 8}  # a length field's value: the bytes of the length that follows it
+_CONTROL_MAX = 125
+_UNLIMITED = 1 << 64  # more than any frame can declare
+
+_medium_header = Struct("!BBH").pack
+_long_header = Struct("!BBQ").pack
+_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+# Masking
+
+
+#: From so many bytes on, four table look-ups per word are faster than one big integer.
+_LARGE = 4096
+
+
+def apply_mask(data: bytes, key: bytes) -> bytes:
+    """`data` masked, or unmasked, with a `key` of 4 bytes (RFC 6455 section 5.3)."""
+    size = len(data)
+    if size >= _LARGE:
+        return _mask_strides(data, key)
+    mask = int.from_bytes((key * (size // 4 + 1))[:size], "little")
+    return (int.from_bytes(data, "little") ^ mask).to_bytes(size, "little")
+
+
+def _mask_strides(data: bytes, key: bytes) -> bytes:
+    masked = bytearray(len(data))
+    for stride in range(4):
+        masked[stride::4] = data[stride::4].translate(_TABLES[key[stride]])
+    return bytes(masked)
+
+
+_TABLES = [apply_mask(bytes(range(256)), bytes((octet,)) * 4) for octet in range(256)]
+
+_keys: list[bytes] = []  # random, unused; list.pop() gives each to one thread only, without a lock
+
+if hasattr(os, "register_at_fork"):
+    # Parent and child would send the same keys otherwise.
+    os.register_at_fork(after_in_child=_keys.clear)
+
+
+def _new_key() -> bytes:
+    try:
+        return _keys.pop()
+    except IndexError:
+        block = os.urandom(1024)
+        _keys.extend([block[at : at + 4] for at in range(4, 1024, 4)])
+        return block[:4]
+
+
+# Encoding
+
+
+def check_close_code(code: int) -> None:
+    """Raise ValueError unless `code` may stand in a close frame (RFC 6455 section 7.4, IANA's registry)."""
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(f"{code} is no close code that may be sent")
+
+
+def encode(opcode: int, payload: bytes, *, masked: bool, fin: bool = True) -> bytes:
+    """One frame.
+
+    ValueError for a reserved opcode, and for a control frame that is over 125 bytes or not final.
+    """
+    if Opcode(opcode) >= Opcode.CLOSE and not (fin and len(payload) <= _CONTROL_MAX):
+        raise ValueError(f"a control frame is final and at most {_CONTROL_MAX} bytes long")
+    return _frame(opcode | _FIN if fin else opcode, payload, masked)
+
+
+def encode_message(body: str | bytes, *, masked: bool) -> bytes:
+    """A whole message in one frame: text for `str`, binary for `bytes`.
+
+    UnicodeEncodeError (a ValueError) for a lone surrogate.
+    """
+    if isinstance(body, str):
+        return _frame(_FIN | _TEXT, body.encode(), masked)
+    return _frame(_FIN | _BINARY, body, masked)
+
+
+def encode_close(code: int | None, reason: str, *, masked: bool) -> bytes:
+    """A close frame; a `code` of None sends none.
+
+    ValueError for a code that may not be sent, a reason of more than 123 bytes, or a reason without a code.
+    """
+    if code is None:
+        if reason:
+            raise ValueError("a close reason needs a code")
+        return encode(Opcode.CLOSE, b"", masked=masked)
+    check_close_code(code)
+    payload = code.to_bytes(2, "big") + reason.encode()
+    if len(payload) > _CONTROL_MAX:
+        raise ValueError(
+            f"a close reason is at most {_CONTROL_MAX - 2} bytes of UTF-8, not {len(payload) - 2}"
+        )
+    return encode(Opcode.CLOSE, payload, masked=masked)
+
+
+def _frame(first: int, payload: bytes, masked: bool) -> bytes:
+    size = len(payload)
+    bit = _MASKED if masked else 0
+    if size < 126:
+        header = bytes((first, bit | size))
+    elif size < 65536:
+        header = _medium_header(first, bit | 126, size)
+    else:
+        header = _long_header(first, bit | 127, size)
+    if not masked:
+        return header + payload
+    key = _new_key()
+    return b"".join((header, key, apply_mask(payload, key)))
+
+
+# Decoding
+
+
+class Decoder:
+    """The bytes that one peer sends, as messages and control frames in their order.
+
+    `expect_masked` is True for a server's decoder. `max_size` is the size in bytes, inclusive, that a whole
+    message may have; it is judged by a frame's header, before any of its payload is kept; None sets no limit.
+
+    After a close frame or an error the decoder is done: whatever else is fed is ignored.
+    """
+
+    __slots__ = (
+        "_at",
+        "_body",
+        "_chunks",
+        "_data",
+        "_done",
+        "_error",
+        "_fin",
+        "_key",
+        "_left",
+        "_mask_bit",
+        "_max_size",
+        "_opcode",
+        "_size",
+        "_starved",
+        "_utf8",
+    )
+
+    def __init__(self, *, expect_masked: bool, max_size: int | None) -> None:
+        self._mask_bit = _MASKED if expect_masked else 0
+        self._max_size = _UNLIMITED if max_size is None else max_size
+        # What was fed: the chunk in work, how far it is read, and those behind it. Two are joined only where one
+        # ends within a header or a control frame, so that feeding costs the same however much is in store.
+        self._data = b""
+        self._at = 0
+        self._chunks: deque[bytes] = deque()
+        self._starved = True  # nothing more can be done with the bytes at hand
+        self._done = False
+        self._error: ProtocolError | None = None  # found behind items that were returned
+        # The message of which a part came: its opcode (0: there is none), its bytes, the size of its frames.
+        self._opcode = 0
+        self._body = bytearray()
+        self._size = 0
+        self._utf8 = _utf8_decoder()  # checks text that comes in pieces, as soon as they come
+        # The data frame of which a part came: the bytes to come, their key, whether it ends the message.
+        self._left = 0
+        self._key = b""
+        self._fin = True
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` can do more without more bytes.
+
+        After a `take` that reached its limit True may be wrong; the next `take` then returns nothing, and it is False.
+        """
+        if self._error is not None:
+            return True
+        return not self._starved and (self._at < len(self._data) or bool(self._chunks))
+
+    def feed(self, data: bytes) -> None:
+        """Append received bytes; they are kept, not copied."""
+        if self._done:
+            return
+        if self._at == len(self._data) and not self._chunks:
+            self._data = data
+            self._at = 0
+        else:
+            self._chunks.append(data)
+        self._starved = False
+
+    def take(self, limit: int = 500) -> list[Received]:
+        """What the bytes so far mean, after at most `limit` frames; a fragment counts as a frame.
+
+        Raises ProtocolError or MessageTooBig, once; if good items stood before the fault, they are returned, and
+        the next call raises.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        items: list[Received] = []
+        try:
+            self._take(items, limit)
+        except ProtocolError as error:
+            self._finish()
+            if not items:
+                raise
+            self._error = error.with_traceback(None)
+        return items
+
+    def _take(self, items: list[Received], limit: int) -> None:
+        while limit > 0 and not self._done:
+            if not self._opcode:
+                limit -= self._take_whole(items, limit)
+                if self._at == len(self._data) and not self._chunks:
+                    return
+            if limit > 0:
+                if self._take_piece(items) if self._left else self._take_frame(items):
+                    limit -= 1
+                elif not self._next_chunk():
+                    return
+
+    def _next_chunk(self) -> bool:
+        if not self._chunks:
+            self._starved = True
+            return False
+        self._data = self._data[self._at :] + self._chunks.popleft()
+        self._at = 0
+        return True
+
+    def _finish(self) -> None:
+        self._done = True
+        self._data = b""
+        self._at = 0
+        self._chunks.clear()
+        self._body = bytearray()
+
+    def _take_whole(self, items: list[Received], limit: int) -> int:
+        """Take messages of one whole frame, the hot path; what else it meets it leaves to `_take_frame`."""
+        data, at, end = self._data, self._at, len(self._data)
+        mask_bit, max_size, append, count = self._mask_bit, self._max_size, items.append, 0
+        try:
+            while count < limit:
+                first = data[at]
+                size = data[at + 1] ^ mask_bit
+                start = at + 2
+                if size >= 126:
+                    if size == 126:
+                        start = at + 4
+                        size = data[at + 2] << 8 | data[at + 3]
+                        if size < 126:
+                            break
+                    else:
+                        break
+                if mask_bit:
+                    start += 4
+                stop = start + size
+                if stop > end or size > max_size:
+                    break
+                payload = data[start:stop]
+                if mask_bit:
+                    payload = apply_mask(payload, data[start - 4 : start])
+                if first == 0x81:
+                    append(payload.decode())
+                elif first == 0x82:
+                    append(payload)
+                else:
+                    break
+                at = stop
+                count += 1
+        except (IndexError, UnicodeDecodeError):
+            pass  # the header is cut, or this frame's error is to be found again by the careful path
+        self._at = at
+        return count
+
+    def _take_frame(self, items: list[Received]) -> bool:
+        """Take the next frame, or the start of a data frame; False if the bytes do not reach."""
+        data, at, end = self._data, self._at, len(self._data)
+        if end - at < 2:
+            return False
+        first, size = data[at], data[at + 1] & 0x7F
+        opcode = first & 0x0F
+        self._check_start(first, opcode, data[at + 1])
+        start = at + 2
+        if size > 125:
+            start += _WIDTH[size]
+            if start > end:
+                return False
+            size = _length(data[at + 2 : start])
+        if opcode < _CLOSE and self._size + size > self._max_size:
+            raise MessageTooBig(self._size + size, self._max_size)
+        if self._mask_bit:
+            start += 4
+        if start > end or (opcode >= _CLOSE and start + size > end):
+            return False
+        key = data[start - 4 : start] if self._mask_bit else b""
+        if opcode >= _CLOSE:
+            self._at = start + size
+            payload = data[start : self._at]
+            items.append(self._control(opcode, apply_mask(payload, key) if key else payload))
+            return True
+        self._at = start
+        self._opcode = self._opcode or opcode
+        self._size += size
+        self._left, self._key, self._fin = size, key, first >= _FIN
+        self._take_piece(items)
+        return True
+
+    def _check_start(self, first: int, opcode: int, second: int) -> None:
+        """Raise ProtocolError for a fault in the first two bytes of a frame."""
+        if first & _RESERVED_BITS:
+            raise ProtocolError("a reserved bit is set and no extension was agreed on")
+        if second & _MASKED != self._mask_bit:
+            raise ProtocolError("a frame is " + ("not masked" if self._mask_bit else "masked"))
+        if opcode >= _CLOSE:
+            if opcode > _PONG:
+                raise ProtocolError(f"opcode {opcode} is reserved")
+            if first < _FIN:
+                raise ProtocolError("a control frame is fragmented")
+            if second & 0x7F > _CONTROL_MAX:
+                raise ProtocolError(f"a control frame is over {_CONTROL_MAX} bytes long")
+        elif opcode > _BINARY:
+            raise ProtocolError(f"opcode {opcode} is reserved")
+        elif opcode and self._opcode:
+            raise ProtocolError("a message begins inside another one")
+        elif not opcode and not self._opcode:
+            raise ProtocolError("a continuation frame continues nothing")
+
+    def _take_piece(self, items: list[Received]) -> bool:
+        """Take what there is of the present data frame; False if that is nothing."""
+        piece = self._data[self._at : self._at + self._left]
+        self._at += len(piece)
+        self._left -= len(piece)
+        ends = self._fin and not self._left
+        if self._key:
+            turn = len(piece) & 3
+            piece, self._key = apply_mask(piece, self._key), self._key[turn:] + self._key[:turn]
+        if self._opcode == _TEXT:
+            self._check_text(piece, ends)
+        self._body += piece
+        if ends:
+            text = self._opcode == _TEXT
+            items.append(self._body.decode() if text else bytes(self._body))
+            self._body = bytearray()
+            self._opcode = self._size = 0
+        return bool(piece)
+
+    def _check_text(self, piece: bytes, ends: bool) -> None:
+        try:
+            self._utf8.decode(piece, ends)
+            return
+        except UnicodeDecodeError as exc:
+            error = _not_utf8(exc)
+        raise error
+
+    def _control(self, opcode: int, payload: bytes) -> Ping | Pong | Close:
+        if opcode == _PING:
+            return Ping(payload)
+        if opcode == _PONG:
+            return Pong(payload)
+        close = _parse_close(payload)
+        self._finish()
+        return close
+
+
+def _length(field: bytes) -> int:
+    """The extended length that `field` holds, in bytes."""
+    size = int.from_bytes(field, "big")
+    if size >> 63:
+        raise ProtocolError("the top bit of a 64-bit length is set")
+    if size < (126 if len(field) == 2 else 65536):
+        raise ProtocolError("a length is not written in the shortest way")
+    return size
+
+
+def _parse_close(payload: bytes) -> Close:
+    if not payload:
+        return Close(1005, "")
+    if len(payload) == 1:
+        raise ProtocolError("a close frame has half a code")
+    code = int.from_bytes(payload[:2], "big")
+    try:
+        check_close_code(code)
+        return Close(code, payload[2:].decode())
+    except UnicodeDecodeError as exc:
+        error = _not_utf8(exc)
+    except ValueError:
+        error = ProtocolError(f"a close frame has the code {code}")
+    raise error
+
+
+def _not_utf8(exc: UnicodeDecodeError) -> ProtocolError:
+    # Raised outside the except block: the original holds the whole payload, which must not stay in a log.
+    return ProtocolError(f"text is not UTF-8: {exc.reason}", 1007)
