@@ -155,6 +155,8 @@ class Keepalive:
                 self._outstanding[index] = ping._replace(waiter=None)
 
     def lost(self) -> list[object]:
-        """The connection ended: no ping is due or outstanding. Returns all waiters; no pong will come for
-        them.""" waiters = [ping.waiter for ping in self._outstanding if ping.waiter is not None]
-        self._outstanding.clear() self.due_at = None return waiters
+        """The connection ended: no ping is due or outstanding. Returns the waiters; no pong comes for them."""
+        waiters = [ping.waiter for ping in self._outstanding if ping.waiter is not None]
+        self._outstanding.clear()
+        self.due_at = None
+        return waiters

@@ -37,7 +37,6 @@ RetryStrategy = Callable[[RetryCallState], bool]
 #: token mends.
 _UNAUTHORIZED_CODES = frozenset({1008, 4401})
 
-
 _DEFAULT_WAIT = tenacity.wait_random_exponential(multiplier=3, max=30)
 
 
