@@ -1,0 +1,1 @@
+"""evtws beside the clients that a user would pick instead: `python -m benchmarks`."""
