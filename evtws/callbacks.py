@@ -1,0 +1,155 @@
+"""CallbackQueue: every user callback, one after another, in arrival order, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+logger = logging.getLogger("evtws")
+
+
+class Task(NamedTuple):
+    """One call of a user's function. `droppable` marks an unmatched message, which a full queue may drop."""
+
+    function: Callable[..., object]
+    arguments: tuple[Any, ...]
+    droppable: bool = False
+
+
+class CallbackQueue:
+    """Runs tasks on the thread `evtws-callbacks`, which is started when first needed.
+
+    `limit` bounds the droppable tasks that wait; the others are queued past it. `on_error(exception)` hears of what a
+    task raised; `on_room()` is called when the queue, having been full, is half empty, and `on_idle()` when nothing
+    is left to do. They run on that thread and must not block.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        on_error: Callable[[BaseException], object],
+        on_room: Callable[[], object],
+        on_idle: Callable[[], object],
+    ) -> None:
+        self._limit = limit
+        self._on_error = on_error
+        self._on_room = on_room
+        self._on_idle = on_idle
+        self._tasks: deque[Task] = deque()
+        # Guards `_thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._asleep = False
+        self._stopping = False
+        self._was_full = False
+        self._running: tuple[str, float] | None = None
+        self.failed = 0
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def room(self) -> int:
+        """How many droppable tasks may be added now."""
+        return max(0, self._limit - len(self._tasks))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not self._tasks and self._running is None
+
+    @property
+    def busy(self) -> str | None:
+        """What runs and for how long, for a person to read; None: nothing."""
+        running = self._running
+        return None if running is None else f"{time.monotonic() - running[1]:.1f} s in {running[0]}"
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller is a task of this queue."""
+        return self._thread is threading.current_thread()
+
+    def note_full(self) -> None:
+        """Ask for `on_room` once half of the queue is empty."""
+        self._was_full = True
+
+    def extend(self, tasks: Iterable[Task]) -> None:
+        """Queue tasks; from any thread. They are dropped once the queue was stopped."""
+        self._tasks.extend(tasks)
+        if self._thread is None or self._asleep:
+            with self._changed:
+                if self._thread is None and self._tasks and not self._stopping:
+                    self._thread = threading.Thread(target=self._run, name="evtws-callbacks", daemon=True)
+                    self._thread.start()
+                self._asleep = False
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Let the thread end when the queue is empty."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end, at most `timeout` seconds; False if it has not.
+
+        Then it sits in a callback: what is queued is dropped, and the thread ends when that callback returns.
+        """
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        if not thread.is_alive():
+            return True
+        logger.warning(
+            "a callback does not return (%s): its thread is detached, %d callbacks are dropped", self.busy, len(self)
+        )
+        self._tasks.clear()
+        return False
+
+    def _run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.popleft()
+            except IndexError:
+                if not self._sleep():
+                    return
+                continue
+            self._call(task)
+            if self._was_full and len(self._tasks) <= self._limit // 2:
+                self._was_full = False
+                self._on_room()
+
+    def _sleep(self) -> bool:
+        """Wait for a task; False when there will be none."""
+        self._on_idle()
+        with self._changed:
+            self._asleep = True
+            # A task that was queued before `_asleep` was set did not notify.
+            while not self._tasks:
+                if self._stopping:
+                    return False
+                self._changed.wait()
+            self._asleep = False
+            return True
+
+    def _call(self, task: Task) -> None:
+        self._running = (name_of(task.function), time.monotonic())
+        try:
+            task.function(*task.arguments)
+        except BaseException as exc:  # a SystemExit in a callback ends neither the thread nor the program
+            self.failed += 1
+            logger.exception("a callback raised")
+            self._on_error(exc)
+        finally:
+            self._running = None
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """What a person calls that function."""
+    return getattr(function, "__qualname__", None) or repr(function)

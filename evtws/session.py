@@ -1,0 +1,301 @@
+"""Session: the decisions of one connection, from dial to CLOSED.
+
+Pure: no socket, no thread, no clock. What happened is told by a method and the monotonic time; what is to be done
+about it is what the method returns. The connection's driver calls it under one lock and carries the answers out
+after letting go of it, but for the writing of messages, whose order the lock keeps.
+
+Every call that was accepted leaves by exactly one door: answered (`claim`), or in the `failed` or `expired` of what a
+method returned, or by `cancel`, which is the sender's own wish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .errors import ConnectionClosed, ConnectionLost, EvtwsError, NotConnected, StaleConnection
+from .keepalive import Keepalive
+from .outbox import Outbox
+from .pending import Call, PendingQueue
+from .reconnect import Reconnect
+from .state import Signal, State, transition
+from .timers import Timers
+
+
+class Failed(NamedTuple):
+    """A call that ended without its reply, and why."""
+
+    call: Call
+    error: EvtwsError
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A connection or an attempt to open one ended.
+
+    `retry_at` is when the next attempt is due (monotonic seconds), None: there will be none. `pings` are the waiters
+    of pings that nobody will answer.
+    """
+
+    retry_at: float | None
+    failed: list[Failed]
+    pings: list[Any]
+
+
+@dataclass
+class Due:
+    """What the time asks for."""
+
+    expired: list[Call] = field(default_factory=list)
+    writes: list[Call] = field(default_factory=list)
+    dial: bool = False
+    abort: bool = False
+    ping: bool = False
+    lost: ConnectionLost | None = None
+
+
+class Session:
+    """The state of one connection, its pending calls, its outbox and its timers.
+
+    `reconnect` is None where a lost connection is not dialled again.
+    """
+
+    def __init__(
+        self, pending: PendingQueue, keepalive: Keepalive, reconnect: Reconnect | None, outbox: Outbox
+    ) -> None:
+        self.state = State.CLOSED
+        self.pending = pending
+        self.keepalive = keepalive
+        self.outbox = outbox
+        self.timers = Timers()
+        self.draining = False
+        #: True from the upgrade on until `prepare` has returned: only its own messages go out.
+        self.preparing = False
+        #: True when a deadline was added that comes before all others: whoever waits must look again.
+        self.sooner = False
+        self.retry_at: float | None = None
+        self.close_by: float | None = None
+        self.opened_at: float | None = None
+        self.openings = 0
+        #: What ended the last connection or attempt, or None.
+        self.last_error: EvtwsError | None = None
+        self._reconnect = reconnect
+        self._dial_at_once = False
+
+    def _signal(self, signal: Signal) -> None:
+        self.state = transition(self.state, signal)
+
+    # -- the connection's life
+
+    def dial(self) -> None:
+        """The user wishes for a connection. Raises IllegalTransition unless CLOSED."""
+        self._signal(Signal.DIAL)
+
+    def upgraded(self) -> None:
+        """The server accepted; from here until `opened`, only what is `direct` goes out."""
+        self.preparing = True
+
+    def opened(self, now: float) -> list[Call]:
+        """The connection is ready: returns what waited, to be written in this order."""
+        self._signal(Signal.OPENED)
+        self.preparing = False
+        self.opened_at = now
+        self.openings += 1
+        self.keepalive.started(now)
+        if self._reconnect is not None:
+            self._reconnect.opened(now)
+        return self._written(self.outbox.take_all(), now)
+
+    def lost(self, error: EvtwsError, now: float, *, may_retry: bool = True) -> Loss:
+        """The connection, or an attempt to open it, ended by `error`: CONNECTING again, or CLOSED for good."""
+        self.last_error = error
+        retry_at = self._retry_at(error, now) if may_retry else None
+        self._signal(Signal.ENDED if retry_at is None else Signal.RETRY)
+        self.preparing = False
+        self.opened_at = None
+        self.retry_at = retry_at
+        failed = self._fail_all(error, now) if retry_at is None else self._fail_in_flight(error, now)
+        self.pending.reset()
+        return Loss(retry_at, failed, self.keepalive.lost())
+
+    def _retry_at(self, error: EvtwsError, now: float) -> float | None:
+        if self._dial_at_once:
+            self._dial_at_once = False
+            return now
+        if self._reconnect is None:
+            return None
+        delay = self._reconnect.failed(error, now)
+        return None if delay is None else now + delay
+
+    def close(self, error: ConnectionClosed, now: float, close_by: float | None) -> list[Failed]:
+        """The user wishes for no connection; returns the calls that will not be answered any more.
+
+        `close_by` is when to stop being polite. Changes nothing when CLOSING or CLOSED.
+        """
+        if self.state in (State.CLOSING, State.CLOSED):
+            return []
+        self._signal(Signal.CLOSE)
+        self.close_by = close_by
+        self.retry_at = None
+        return self._fail_all(error, now)
+
+    def ended(self, now: float) -> Loss:
+        """The connection that the user closed has ended."""
+        self._signal(Signal.ENDED)
+        self.opened_at = None
+        return Loss(None, self._fail_all(ConnectionLost("the connection was closed"), now), self.keepalive.lost())
+
+    def reconnect_now(self, now: float) -> None:
+        """The user wishes for a new connection: ends a backoff; an open one is dialled anew when it is lost next.
+
+        Raises NotConnected when CLOSING or CLOSED.
+        """
+        if self.state in (State.CLOSING, State.CLOSED):
+            raise NotConnected(f"the connection is {self.state.name}; dial it")
+        if self.retry_at is not None:
+            self.retry_at = now
+        elif self.state is State.OPEN:
+            self._dial_at_once = True
+
+    # -- calls
+
+    def submit(self, call: Call, now: float, *, direct: bool = False) -> bool:
+        """Accept a call; True if it is to be written now, False if it waits.
+
+        `direct` is for what `prepare` sends. Raises NotConnected, OutboxFull, PendingFull or ValueError, and then
+        nothing is kept of it.
+        """
+        direct = direct and self.preparing
+        if (self.draining and not direct) or self.state in (State.CLOSING, State.CLOSED):
+            raise NotConnected(f"the connection is {'draining' if self.draining else self.state.name}")
+        if call.wants_reply:
+            self.pending.add(call)
+        write = direct or (self.state is State.OPEN and not self.outbox and not self.pending.blocked)
+        if write:
+            self._write(call, now)
+        else:
+            self._queue(call, now)
+        if call.needs_timer and call.deadline is not None and self.timers.add(call):
+            self.sooner = True
+        return write
+
+    def _write(self, call: Call, now: float) -> None:
+        call.sent_at = now
+        if call.wants_reply:
+            self.pending.expect(call)
+
+    def _queue(self, call: Call, now: float) -> None:
+        if self.state is State.OPEN:
+            self.outbox.hold(call)
+            return
+        try:
+            self.outbox.add(call)
+        except EvtwsError:
+            self.pending.remove(call, now)
+            raise
+
+    def _written(self, calls: list[Call], now: float) -> list[Call]:
+        for call in calls:
+            self._write(call, now)
+        return calls
+
+    def cancel(self, call: Call, now: float) -> bool:
+        """Take a call out, wherever it waits; False if it ended already."""
+        if call.ended_at is not None:
+            return False
+        self.outbox.remove(call)
+        return self.pending.remove(call, now)
+
+    def unblocked(self, now: float) -> list[Call]:
+        """What an `in_order` line held back, once nothing heads it that has ended; to be written in this order."""
+        self.pending.clear_line(now)
+        if self.state is not State.OPEN or self.pending.blocked:
+            return []
+        return self._written(self.outbox.take_all(), now)
+
+    # -- time
+
+    @property
+    def next_at(self) -> float | None:
+        """When `tick` has something to do (monotonic seconds), or None."""
+        moments = (
+            self.timers.next_at,
+            self.retry_at,
+            self.close_by if self.state is State.CLOSING else None,
+            self.keepalive.due_at if self.state is State.OPEN else None,
+            self.pending.unblocks_at,
+        )
+        return min((at for at in moments if at is not None), default=None)
+
+    def tick(self, now: float, *, judge: bool = True) -> Due:
+        """What is due. `judge=False`: bytes wait to be read, so a missing pong means nothing yet."""
+        due = Due()
+        for call in self.timers.due(now):
+            if self.cancel(call, now):
+                due.expired.append(call)
+        if self.retry_at is not None and self.retry_at <= now:
+            self.retry_at = None
+            due.dial = True
+        due.abort = self.state is State.CLOSING and self.close_by is not None and self.close_by <= now
+        if self.state is State.OPEN:
+            self._tick_open(due, now, judge)
+        return due
+
+    def _tick_open(self, due: Due, now: float, judge: bool) -> None:
+        if self.pending.reply_is_overdue_for_ever:
+            due.lost = ConnectionLost("a reply did not come in time, and the protocol's replies come in order only")
+            return
+        due.writes = self.unblocked(now)
+        if not self.keepalive.is_due(now):
+            return
+        if not judge:
+            self.keepalive.postpone(now)
+        elif self.keepalive.is_stale:
+            due.lost = StaleConnection(self.keepalive.unanswered)
+        else:
+            due.ping = True
+
+    # -- endings
+
+    def _fail_all(self, error: EvtwsError, now: float) -> list[Failed]:
+        unsent = [call for call in self.outbox.take_all() if not call.wants_reply and call.ended_at is None]
+        for call in unsent:
+            call.ended_at = now
+        calls = unsent + [call for call in self.pending.snapshot() if self.pending.remove(call, now)]
+        return [Failed(call, _about(error, call)) for call in calls]
+
+    def _fail_in_flight(self, error: EvtwsError, now: float) -> list[Failed]:
+        in_flight = [call for call in self.pending.snapshot() if call.sent_at is not None]
+        failed = [
+            Failed(call, _about(error, call))
+            for call in in_flight
+            if call.in_flight == "fail" and self.pending.remove(call, now)
+        ]
+        again = [call for call in in_flight if call.in_flight == "resend"]
+        for call in again:
+            call.ticket = call.sent_at = None
+        self.outbox.put_first(again)
+        return failed
+
+
+def _about(error: EvtwsError, call: Call) -> EvtwsError:
+    """`error` as the sender of that call is told it."""
+    if isinstance(error, ConnectionLost):
+        return error.about_request(call.message, call.written)
+    lost = ConnectionLost(f"the connection was given up: {error}").about_request(call.message, call.written)
+    lost.__cause__ = error
+    return lost
+
+
+def timeout_text(call: Call, now: float, state: State, heard_at: float | None, busy: str | None) -> str:
+    """What a ReplyTimeout says: where the request was, and what the connection was doing.
+
+    `heard_at` is when the last byte came (None: never on this connection), `busy` what the callbacks thread does.
+    """
+    sent = f"written {now - call.sent_at:.1f} s ago ({call.written})" if call.sent_at is not None else "not written"
+    heard = f"last byte {now - heard_at:.1f} s ago" if heard_at is not None else "nothing received"
+    parts = [f"no reply within {now - call.asked_at:.1f} s", sent, f"connection {state.name}", heard]
+    if busy is not None:
+        parts.append(f"callbacks busy {busy}")
+    return ", ".join(parts)
+

@@ -1,0 +1,52 @@
+"""Timers: which calls end when, in one heap, without keeping alive those that have ended."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+from .pending import Call
+
+
+class Timers:
+    """The deadlines of calls, earliest first.
+
+    An entry whose call has ended is dropped when it comes to the top, or when the ended ones outnumber the rest: a
+    heap that only forgets at the deadline would keep each answered call for as long as its timeout.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Call]] = []
+        self._order = count()
+        self._compact_at = 64
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, call: Call) -> bool:
+        """Watch a call that has a deadline; True if it is now the first that falls due."""
+        assert call.deadline is not None
+        heapq.heappush(self._heap, (call.deadline, next(self._order), call))
+        if len(self._heap) > self._compact_at:
+            self._compact()
+        return self._heap[0][2] is call
+
+    def _compact(self) -> None:
+        self._heap = [entry for entry in self._heap if entry[2].ended_at is None]
+        heapq.heapify(self._heap)
+        self._compact_at = max(64, 2 * len(self._heap))
+
+    @property
+    def next_at(self) -> float | None:
+        """When the next call falls due (monotonic seconds), or None."""
+        heap = self._heap
+        while heap and heap[0][2].ended_at is not None:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def due(self, now: float) -> list[Call]:
+        """Take out the calls whose deadline has come, earliest first."""
+        calls = []
+        while (at := self.next_at) is not None and at <= now:
+            calls.append(heapq.heappop(self._heap)[2])
+        return calls

@@ -1,0 +1,389 @@
+"""Transport: one live websocket, from its upgrade to its end: the socket, its one lock, its write queue.
+
+Two threads that read and write one SSLSocket corrupt the TLS stream (cpython#77271, open since 2018). So the socket
+is non-blocking, every `recv` and `send` on it happens under `_lock`, and waiting happens elsewhere: nothing ever
+blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system does not take
+is queued, and the I/O thread flushes it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from .errors import ConnectionLost, Written
+from .frames import Decoder, Opcode, Received, encode, encode_close
+
+#: Bytes asked for by one recv.
+READ_SIZE = 65536
+#: Bytes that one call of `flush` writes at most, so that a fast peer cannot hold the I/O thread.
+FLUSH_SIZE = 1 << 20
+#: Bytes given to one send; small messages are joined up to this.
+WRITE_SIZE = 65536
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Ticket:
+    """One message's bytes on their way to the operating system.
+
+    `end` is where they end in all that was ever queued; `room` is set when their sender need not wait any longer,
+    `error` is what ended the wait if that was no success.
+    """
+
+    __slots__ = ("_tried", "data", "end", "error", "left", "room")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.left = len(data)
+        self.end = 0
+        self.room: threading.Event | None = None
+        self.error: ConnectionLost | None = None
+        self._tried = False
+
+    def tried(self) -> None:
+        """TLS was given these bytes: it may have written some of them, whatever it says."""
+        self._tried = True
+
+    @property
+    def written(self) -> Written:
+        """Whether the operating system has the bytes: all, some, none."""
+        if not self.left:
+            return "yes"
+        return "maybe" if self._tried or self.left < len(self.data) else "no"
+
+
+#: The ticket of every message that was written at once.
+WRITTEN = Ticket(b"")
+
+
+class Transport:
+    """A websocket over an upgraded, non-blocking socket, in the client's role.
+
+    `initial` is what the server sent behind its upgrade; `max_size` the bytes that one message may have (None: no
+    limit); `write_buffer` the bytes that may be queued before a sender has to wait. `want_write(bool)` is called
+    when the socket is to be watched for writability, or no longer; it must not block.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        initial: bytes = b"",
+        *,
+        max_size: int | None,
+        write_buffer: int,
+        want_write: Callable[[bool], None],
+    ) -> None:
+        # Guards the socket, the write queue and the counters: held for a system call, never for a wait.
+        self._lock = threading.Lock()
+        self._sock = sock
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self._decoder = Decoder(expect_masked=False, max_size=max_size)
+        self._decoder.feed(initial)
+        self._write_buffer = write_buffer
+        self._want_write = want_write
+        self._queue: deque[Ticket] = deque()
+        self._controls: deque[Ticket] = deque()
+        # What is being written, whole tickets: with TLS a write that was tried must be tried again unchanged.
+        self._chunk = memoryview(b"")
+        self._in_chunk: deque[Ticket] = deque()
+        self._waiting: deque[Ticket] = deque()
+        self._queued_total = 0
+        self._flushed_total = 0
+        self._close_queued = False
+        self._closed = False
+        #: What made writing impossible, or None. Reading may go on: the peer's close frame may still be there.
+        self.error: ConnectionLost | None = None
+        #: Monotonic seconds of the last bytes that came.
+        self.heard_at: float | None = None
+        self.bytes_received = len(initial)
+        self.bytes_sent = 0
+
+    def __repr__(self) -> str:
+        kind = "wss" if self._tls else "ws"
+        return f"<Transport {kind}, {self.backlog} bytes to write{', failed' if self.error else ''}>"
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 once it is closed."""
+        return self._sock.fileno()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were accepted and that the operating system has not taken yet."""
+        return self._queued_total - self._flushed_total
+
+    # -- reading
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `receive` has something to do although the descriptor is not readable."""
+        return self._decoder.has_more or (self._tls is not None and self._buffered_in_tls() > 0)
+
+    def _buffered_in_tls(self) -> int:
+        assert self._tls is not None
+        with self._lock:
+            # After a partial read OpenSSL can hold thousands of bytes while the selector says idle.
+            return 0 if self._closed else self._tls.pending()
+
+    def receive(self) -> list[Received]:
+        """What has come: a bounded amount of it; [] if there is nothing.
+
+        Only one thread at a time may call this. Raises ConnectionLost at the end of the stream or when the socket
+        fails, ProtocolError when the peer breaks the protocol.
+        """
+        if not self._decoder.has_more:
+            data = self._recv()
+            if not data:
+                return []
+            self._decoder.feed(data)
+        return self._decoder.take()
+
+    def _recv(self) -> bytes | None:
+        with self._lock:
+            try:
+                data = self._sock.recv(READ_SIZE)
+            except _WOULD_BLOCK:
+                return None
+            except OSError as exc:
+                raise ConnectionLost(f"the connection broke: {_reason(exc)}") from exc
+        if not data:
+            raise ConnectionLost("the peer ended the connection without a close frame")
+        self.heard_at = time.monotonic()
+        self.bytes_received += len(data)
+        return data
+
+    # -- writing
+
+    def send(self, data: bytes) -> Ticket:
+        """Write encoded frames, or queue what cannot be written now. Raises ConnectionLost if neither is possible."""
+        with self._lock:
+            self._check_writable()
+            if not self._in_chunk and not self._queue and not self._controls:
+                sent = self._write(data)
+                if sent == len(data):
+                    return WRITTEN
+                ticket = self._enqueue(Ticket(data), self._queue)
+                self._start_chunk()
+                self._account(sent)
+            else:
+                ticket = self._enqueue(Ticket(data), self._queue)
+            if ticket.end - self._flushed_total > self._write_buffer:
+                ticket.room = threading.Event()
+                self._waiting.append(ticket)
+            self._want_write(True)
+            return ticket
+
+    def send_control(self, opcode: Opcode, payload: bytes) -> None:
+        """Write a ping or a pong before all that is queued, but never inside a frame.
+
+        Does nothing when writing is impossible: whoever reads finds out why.
+        """
+        with self._lock:
+            if self.error is None and not self._close_queued:
+                self._enqueue(Ticket(encode(opcode, payload, masked=True)), self._controls)
+                self._flush()
+
+    def send_close(self, code: int | None, reason: str = "", *, drop_queue: bool = False) -> None:
+        """Write a close frame behind all that is queued; nothing can be sent after it.
+
+        Whoever waits for room is told that the connection was closed. `drop_queue` is for the answer to the peer's
+        close frame: it reads no further.
+        """
+        with self._lock:
+            if self.error is not None or self._close_queued:
+                return
+            self._release(ConnectionLost("the connection was closed while the message waited to be written"))
+            if drop_queue:
+                for ticket in list(self._queue):
+                    self._forget(ticket)
+            self._close_queued = True
+            self._enqueue(Ticket(encode_close(code, reason, masked=True)), self._queue)
+            self._flush()
+
+    def flush(self) -> None:
+        """Write what is queued, as much as the operating system takes, within a bound."""
+        with self._lock:
+            if self.error is None:
+                self._flush()
+
+    def _check_writable(self) -> None:
+        """Requires the lock."""
+        assert self._lock.locked()
+        if self.error is not None:
+            raise ConnectionLost(str(self.error)) from self.error
+        if self._close_queued:
+            raise ConnectionLost("the connection is closing")
+
+    def _enqueue(self, ticket: Ticket, queue: deque[Ticket]) -> Ticket:
+        """Requires the lock."""
+        queue.append(ticket)
+        self._queued_total += ticket.left
+        ticket.end = self._queued_total
+        return ticket
+
+    def _start_chunk(self) -> None:
+        """Choose what is written next; requires the lock and that no chunk is in work.
+
+        Small messages are joined, but not those whose sender waits, which may yet withdraw.
+        """
+        queue = self._controls or self._queue
+        first = queue.popleft()
+        self._in_chunk.append(first)
+        size = first.left
+        while queue and first.room is None and queue[0].room is None and size + queue[0].left <= WRITE_SIZE:
+            size += queue[0].left
+            self._in_chunk.append(queue.popleft())
+        alone = len(self._in_chunk) == 1
+        self._chunk = memoryview(first.data if alone else b"".join([ticket.data for ticket in self._in_chunk]))
+
+    def _flush(self) -> None:
+        """Requires the lock."""
+        budget = FLUSH_SIZE
+        while budget > 0 and self.error is None and (self._in_chunk or self._controls or self._queue):
+            if not self._in_chunk:
+                self._start_chunk()
+            sent = self._write(self._chunk[:WRITE_SIZE])
+            if not sent:
+                break
+            budget -= sent
+            self._account(sent)
+        self._want_write(self.error is None and self.backlog > 0)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        """Give bytes to the operating system; requires the lock. Returns how many it took."""
+        try:
+            sent = self._sock.send(data)
+        except _WOULD_BLOCK:
+            sent = 0
+        except OSError as exc:
+            error = ConnectionLost(f"writing failed: {_reason(exc)}")
+            error.__cause__ = exc
+            self._fail(error)
+            return 0
+        except BaseException:
+            # A Ctrl-C in here: bytes may be missing, so this stream is never resumed.
+            self._fail(ConnectionLost("a write was interrupted"))
+            raise
+        self.bytes_sent += sent
+        return sent
+
+    def _account(self, sent: int) -> None:
+        """So many bytes of the chunk were taken; requires the lock."""
+        self._flushed_total += sent
+        self._chunk = self._chunk[sent:]
+        while self._in_chunk and sent >= self._in_chunk[0].left:
+            ticket = self._in_chunk.popleft()
+            sent -= ticket.left
+            ticket.left = 0
+        if self._in_chunk:
+            self._in_chunk[0].left -= sent
+            if self._tls is not None:
+                for ticket in self._in_chunk:
+                    ticket.tried()
+        while self._waiting and self._waiting[0].end - self._flushed_total <= self._write_buffer:
+            self._let_go(self._waiting.popleft())
+
+    # -- a sender waits for room
+
+    def wait_for_room(self, ticket: Ticket, timeout: float | None) -> bool:
+        """Block until the message fits in the write buffer; False when the time is up.
+
+        Raises the ConnectionLost that ended the wait.
+        """
+        if ticket.room is None:
+            return True
+        in_time = ticket.room.wait(timeout)
+        if ticket.error is not None:
+            raise ticket.error
+        return in_time
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take back a message of which not a byte was written; False if it is too late for that."""
+        with self._lock:
+            if ticket.written != "no" or self.error is not None:
+                return False
+            if self._in_chunk and self._in_chunk[0] is ticket:
+                self._in_chunk.clear()
+                self._chunk = memoryview(b"")
+            self._waiting.remove(ticket)
+            self._forget(ticket)
+            return True
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Drop a ticket of which nothing was written; requires the lock."""
+        later = False
+        for other in self._queue:
+            if later:
+                other.end -= ticket.left
+            later = later or other is ticket
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+        self._queued_total -= ticket.left
+
+    def _let_go(self, ticket: Ticket, error: ConnectionLost | None = None) -> None:
+        """End a sender's wait; requires the lock."""
+        assert ticket.room is not None
+        if error is not None:
+            ticket.error = ConnectionLost(str(error))
+            ticket.error.written = ticket.written
+            ticket.error.__cause__ = error.__cause__
+        ticket.room.set()
+
+    def _release(self, error: ConnectionLost) -> None:
+        """End every sender's wait; what is not begun is dropped. Requires the lock."""
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if ticket in self._queue:
+                self._forget(ticket)
+            self._let_go(ticket, error)
+
+    def _fail(self, error: ConnectionLost) -> None:
+        """Writing is impossible from now on; requires the lock."""
+        if self.error is None:
+            self.error = error
+            self._release(error)
+
+    # -- the end
+
+    def fail(self, error: ConnectionLost) -> None:
+        """Give the connection up: nothing more is written, and whoever waits is told."""
+        with self._lock:
+            self._fail(error)
+
+    def abort(self) -> None:
+        """Make the socket useless at once; from any thread. What is queued is lost, and the peer may see a reset."""
+        self.fail(ConnectionLost("the connection was aborted"))
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                # Never SSLSocket.shutdown(): it drops TLS first, and plaintext was seen on the wire.
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            except OSError:
+                pass  # the peer was first
+
+    def close(self, *, reset: bool = False) -> None:
+        """Give the descriptor back; only once nobody watches it. `reset` discards what is queued in the kernel."""
+        self.fail(ConnectionLost("the connection was closed"))
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if reset:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:
+                pass  # it is reset already
+            self._sock.close()
+
+
+def _reason(exc: OSError) -> str:
+    return exc.strerror or str(exc)
+
+
