@@ -104,8 +104,7 @@ class Keepalive:
         """A ping was sent; with `scheduled` the next one is due after one interval.
 
         `payload` is None when no pong will name it (a service's own ping). `waiter` is whatever `pong`
-        shall hand back. A ping that the user asked for is not `scheduled`, and leaves the schedule as it
-        is.
+        shall hand back. A ping that the user asked for is not `scheduled`: it leaves the schedule alone.
         """
         self._outstanding.append(_Ping(payload, now, waiter, scheduled))
         if scheduled:
@@ -155,7 +154,7 @@ class Keepalive:
                 self._outstanding[index] = ping._replace(waiter=None)
 
     def lost(self) -> list[object]:
-        """The connection ended: no ping is due or outstanding. Returns the waiters; no pong comes for them."""
+        """The connection ended: no ping is due or outstanding. Returns the waiters, which get no pong."""
         waiters = [ping.waiter for ping in self._outstanding if ping.waiter is not None]
         self._outstanding.clear()
         self.due_at = None

@@ -6,7 +6,7 @@ them, and the counting, is here. Times are in seconds of a monotonic clock, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -64,10 +64,10 @@ class ReconnectPolicy:
     stable_after: float = 10.0
     #: HTTP statuses of a refused upgrade that no repetition mends. 401 is tried once more per outage where
     #: the url or the headers come from a callable, which may have a new token.
-    fatal_statuses: frozenset[int] = frozenset({401, 403, 404, 407, 410, 426})
+    fatal_statuses: Set[int] = frozenset({401, 403, 404, 407, 410, 426})
     #: Close codes, the peer's or those by which we answered its fault, that no repetition mends (RFC 6455
     #: section 7.4.1). 1008 and 4401 are treated as status 401 is.
-    fatal_close_codes: frozenset[int] = frozenset({1002, 1003, 1007, 1008, 1009, 1010, 4401})
+    fatal_close_codes: Set[int] = frozenset({1002, 1003, 1007, 1008, 1009, 1010, 4401})
     #: Seconds beyond which a server's `Retry-After` (with status 429 or 503) is not followed.
     max_retry_after: float = 300.0
 

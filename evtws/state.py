@@ -1,15 +1,10 @@
 """The state of a connection, and the one table of how it changes.
 
-             DIAL              OPENED
-    CLOSED ────────► CONNECTING ────────► OPEN
-      ▲  ▲             │  ▲  │ ▲           │ │ │
-      │  │   ENDED     │  └──┘ └───────────┘ │ │
-      │  └─────────────┘ RETRY     RETRY     │ │
-      │  ▲             │                     │ │
-      │  └─────────────│─────────────────────┘ │
-      │                │ CLOSE   ENDED         │ CLOSE
-      │     ENDED      ▼                       │
-      └──────────── CLOSING ◄──────────────────┘
+    state ╲ signal   DIAL         OPENED   RETRY        CLOSE     ENDED
+    CLOSED           CONNECTING   -        -            -         -
+    CONNECTING       -            OPEN     CONNECTING   CLOSING   CLOSED
+    OPEN             -            -        CONNECTING   CLOSING   CLOSED
+    CLOSING          -            -        -            -         CLOSED
 
 The rules:
 
