@@ -1,0 +1,31 @@
+"""One server of each kind for the whole run; it starts with the first test that asks for it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import servers
+
+
+@pytest.fixture(scope="session")
+def aria2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Aria2]:
+    with servers.aria2(tmp_path_factory.mktemp("aria2")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Chromium]:
+    with servers.chromium(tmp_path_factory.mktemp("chromium")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.mosquitto(tmp_path_factory.mktemp("mosquitto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def graphql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.graphql(tmp_path_factory.mktemp("graphql")) as server:
+        yield server
