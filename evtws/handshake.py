@@ -224,7 +224,8 @@ class ClientHandshake:
     def feed(self, data: bytes) -> UpgradeResponse | None:
         """Take what was received (b"": nothing more will come); the response, or None while it is incomplete.
 
-        Raises HandshakeError with `status`, `headers` and `body` for a response that is no upgrade. It waits for the body, or for its first 4 KiB: who has no time left feeds b"" and gets what there is.
+        Raises HandshakeError with `status`, `headers` and `body` for a response that is no upgrade. It waits
+        for the body, or for its first 4 KiB: who has no time left feeds b"" and gets what there is.
         """
         if self._refusal is not None:
             self._feed_body(data)
