@@ -1,0 +1,252 @@
+"""From a host name to a connected TCP socket, without blocking: names are resolved aside, addresses raced."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import itertools
+import math
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from .errors import DialError, DialTimeout, ResolveError
+
+#: Seconds between the starts of two connection attempts (RFC 8305 section 8: 250 ms).
+CONNECT_DELAY = 0.25
+
+_UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
+
+
+class HasFileno(Protocol):
+    """Whatever a selector can wait for."""
+
+    def fileno(self) -> int: ...
+
+
+class Wait(Protocol):
+    """`wait(readers, writers, deadline)`: those that are ready, or [] once `time.monotonic() >= deadline`.
+
+    `deadline` may be infinite. Raises DialAborted to end the dial.
+    """
+
+    def __call__(
+        self, readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float, /
+    ) -> list[HasFileno]: ...
+
+
+def blocking_wait(
+    readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float
+) -> list[HasFileno]:
+    """A Wait that only waits; nothing can abort it."""
+    with selectors.DefaultSelector() as selector:
+        for reader in readers:
+            selector.register(reader, selectors.EVENT_READ, reader)
+        for writer in writers:
+            selector.register(writer, selectors.EVENT_WRITE, writer)
+        timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        return [key.data for key, _ in selector.select(timeout)]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to open a connection: its total deadline (`time.monotonic()`), and how it waits."""
+
+    deadline: float
+    wait: Wait
+
+    def until(
+        self,
+        readers: Sequence[HasFileno],
+        writers: Sequence[HasFileno],
+        doing: str,
+        at_most: float = math.inf,
+    ) -> list[HasFileno]:
+        """Those that are ready; [] once `at_most` has come.
+
+        Raises DialTimeout, whose text says what was being done, at the deadline.
+        """
+        ready: list[HasFileno] = []
+        if time.monotonic() < self.deadline:
+            ready = self.wait(readers, writers, min(self.deadline, at_most))
+        if not ready and time.monotonic() >= self.deadline:
+            raise DialTimeout(f"timed out {doing}")
+        return ready
+
+    def until_at_most(self, deadline: float) -> Attempt:
+        """This attempt with `deadline`, if that is the earlier one."""
+        return Attempt(min(self.deadline, deadline), self.wait)
+
+
+class Address(NamedTuple):
+    """Where to connect: a family, and what `socket.connect` takes for it."""
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return host_port(str(self.sockaddr[0]), int(self.sockaddr[1]))
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, attempt: Attempt) -> list[Address]:
+    """The addresses of `host`, in the system's order; at least one.
+
+    Raises ResolveError. A literal address is no question to anybody, and starts no thread.
+    """
+    lookup = _Lookup(host, port)
+    if _is_literal(host):
+        lookup.look_up(socket.AI_NUMERICHOST)
+    else:
+        _look_up_aside(lookup, attempt)
+    if lookup.error is not None:
+        raise ResolveError(f"could not resolve {host}: {_reason(lookup.error)}") from lookup.error
+    if not lookup.addresses:
+        raise ResolveError(f"could not resolve {host}: it has no address")
+    return lookup.addresses
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _look_up_aside(lookup: _Lookup, attempt: Attempt) -> None:
+    # The system's resolver can neither be waited for with others nor be ended. The thread owns the writing
+    # end, the dial the reading one: whichever ends first, nothing leaks once the other has ended too.
+    reading, writing = socket.socketpair()
+    with reading:
+        thread = threading.Thread(target=lookup.run, args=(writing,), name="evtws-resolve", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            writing.close()
+            raise ResolveError(f"could not resolve {lookup.host}: {exc}") from exc
+        while not attempt.until([reading], [], f"resolving {lookup.host}"):
+            pass
+
+
+class _Lookup:
+    """One question to the system's resolver, and what came of it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.addresses: list[Address] = []
+        self.error: Exception | None = None
+
+    def run(self, done: socket.socket) -> None:
+        with done:
+            self.look_up()
+
+    def look_up(self, flags: int = 0) -> None:
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
+        except Exception as exc:  # not OSError alone: a label that is too long is a UnicodeError
+            self.error = exc
+        else:
+            self.addresses = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def connect(addresses: Sequence[Address], attempt: Attempt) -> socket.socket:
+    """A non-blocking socket, connected to the first of `addresses` that answers (RFC 8305, "happy eyeballs").
+
+    Raises DialError, which names each address and its error, or DialTimeout.
+    """
+    return _Race(addresses, attempt).run()
+
+
+def interleave(addresses: Sequence[Address]) -> list[Address]:
+    """Each address once, the families taking turns (RFC 8305 section 4), that of the first one first."""
+    families: dict[int, list[Address]] = {}
+    for address in dict.fromkeys(addresses):
+        families.setdefault(address.family, []).append(address)
+    rounds = itertools.zip_longest(*families.values())
+    return [address for turn in rounds for address in turn if address is not None]
+
+
+class _Race:
+    """Connection attempts that start one after another, and end with the first that succeeds."""
+
+    def __init__(self, addresses: Sequence[Address], attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._waiting = deque(interleave(addresses))
+        self._running: dict[HasFileno, tuple[socket.socket, Address]] = {}
+        self._failures: list[str] = []
+        self._last_error: OSError | None = None
+        self._next_start = 0.0
+        self._doing = "connecting to " + ", ".join(map(str, list(self._waiting)[:4]))
+
+    def run(self) -> socket.socket:
+        try:
+            while True:
+                self._start_next()
+                winner = self._first_connected()
+                if winner is not None:
+                    return winner
+        finally:
+            for sock, _ in self._running.values():
+                sock.close()
+
+    def _start_next(self) -> None:
+        while self._waiting and (not self._running or time.monotonic() >= self._next_start):
+            self._start(self._waiting.popleft())
+        if not self._running:
+            raise DialError("could not connect: " + "; ".join(self._failures)) from self._last_error
+
+    def _start(self, address: Address) -> None:
+        self._next_start = time.monotonic() + CONNECT_DELAY
+        try:
+            sock = socket.socket(address.family, socket.SOCK_STREAM)
+        except OSError as exc:
+            self._failed(address, exc)
+            return
+        self._running[sock] = (sock, address)
+        sock.setblocking(False)
+        code = sock.connect_ex(address.sockaddr)
+        if code not in _UNDER_WAY:
+            self._drop(sock, OSError(code, os.strerror(code)))
+
+    def _first_connected(self) -> socket.socket | None:
+        at_most = self._next_start if self._waiting else math.inf
+        for ready in self._attempt.until([], list(self._running), self._doing, at_most):
+            sock, _ = self._running[ready]
+            try:
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code:
+                    raise OSError(code, os.strerror(code))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as exc:
+                self._drop(ready, exc)
+            else:
+                del self._running[ready]
+                return sock
+        return None
+
+    def _drop(self, key: HasFileno, error: OSError) -> None:
+        sock, address = self._running.pop(key)
+        sock.close()
+        self._failed(address, error)
+
+    def _failed(self, address: Address, error: OSError) -> None:
+        self._failures.append(f"{address}: {_reason(error)}")
+        self._last_error = error
+        self._next_start = 0.0  # the next one starts at once
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or type(error).__name__
