@@ -255,8 +255,8 @@ def chromium(directory: Path) -> Iterator[Chromium]:
 def mosquitto(directory: Path) -> Iterator[Server]:
     """mosquitto's MQTT over websockets (subprotocol "mqtt"), open to anybody."""
     port = free_port()
-    # An address given to a websocket listener of mosquitto 2.0 binds every one; an interface's name does not.
-    # And it does not start unless it has a listener besides.
+    # Of mosquitto 2.0.11: an address binds a websocket listener to all of them unless the domain is ipv4; the
+    # interface's name is safe either way. And websocket listeners alone count as "no listening sockets".
     lines = [f"listener {port} lo", "protocol websockets", "socket_domain ipv4"]
     lines += [
         f"listener {free_port()} 127.0.0.1",
