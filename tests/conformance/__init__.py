@@ -1,0 +1,1 @@
+"""The Autobahn TestSuite; .ci/install-real installs it, `pytest tests/conformance` runs this."""
