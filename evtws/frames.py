@@ -65,6 +65,7 @@ _UNLIMITED = 1 << 64  # bytes; more than any frame can declare
 _medium_header = Struct("!BBH").pack
 _long_header = Struct("!BBQ").pack
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
+_from_bytes = int.from_bytes
 
 
 _LARGE = 2048  # bytes; there a big integer and table look-ups cost the same on 3.11, on 3.13 from 1 KiB on
@@ -74,8 +75,8 @@ def apply_mask(data: bytes, key: bytes) -> bytes:
     """`data` masked, or unmasked, with a `key` of 4 bytes (RFC 6455 section 5.3)."""
     size = len(data)
     if size < _LARGE:
-        mask = int.from_bytes((key * (size // 4 + 1))[:size], "little")
-        return (int.from_bytes(data, "little") ^ mask).to_bytes(size, "little")
+        mask = _from_bytes((key * (size // 4 + 1))[:size], "little")
+        return (_from_bytes(data, "little") ^ mask).to_bytes(size, "little")
     masked = bytearray(size)
     for stride in range(4):
         masked[stride::4] = data[stride::4].translate(_TABLES[key[stride]])
@@ -364,7 +365,7 @@ class Decoder:
 
 def _length(field: bytes) -> int:
     """The extended length, in bytes, that `field` says."""
-    size = int.from_bytes(field, "big")
+    size = _from_bytes(field, "big")
     if size >> 63:
         raise ProtocolError("the top bit of a 64-bit length is set")
     if size < (126 if len(field) == 2 else 65536):
@@ -377,7 +378,7 @@ def _close(payload: bytes) -> Close:
         return Close(1005, "")
     if len(payload) == 1:
         raise ProtocolError("a close frame has half a code")
-    code = int.from_bytes(payload[:2], "big")
+    code = _from_bytes(payload[:2], "big")
     try:
         check_close_code(code)
     except ValueError:
@@ -387,7 +388,12 @@ def _close(payload: bytes) -> Close:
 
 def _decode(decoder: codecs.IncrementalDecoder, data: bytes, final: bool) -> str:
     try:
-        return decoder.decode(data, final)
+        text = decoder.decode(data, final)
+        # Of a surrogate, which UTF-8 cannot hold, the decoder waits for the third byte; the second tells it.
+        kept = decoder.getstate()[0]
+        if kept[:1] != b"\xed" or kept[1:] < b"\xa0":
+            return text
+        reason = "a surrogate"
     except UnicodeDecodeError as exc:
         reason = exc.reason
     # Outside the except block: as a context that error would carry the payload into logs.
