@@ -7,7 +7,6 @@ followed the header is in `rest`. An extension is neither offered nor accepted.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -228,7 +227,7 @@ class ClientHandshake:
         for the body, or for its first 4 KiB: who has no time left feeds b"" and gets what there is.
         """
         if self._refusal is not None:
-            self._feed_body(data)
+            self._feed_body(data, ended=not data)
             return None
         self._head.feed(data)
         head = self._head.next()
@@ -251,19 +250,18 @@ class ClientHandshake:
         self._feed_body(self._head.rest, ended=False)
         return None
 
-    def _feed_body(self, data: bytes, ended: bool | None = None) -> None:
+    def _feed_body(self, data: bytes, *, ended: bool) -> None:
         """Raise the refusal once its body is complete, long enough, broken or cut off."""
         assert self._refusal is not None
-        ended = not data if ended is None else ended
         try:
             if data or ended:
                 self._http.receive_data(data)
         except RemoteProtocolError:
             ended = True
         for event in self._http.events():
-            if isinstance(event, RejectData):
-                self._refusal.body += event.data
-                ended = ended or event.body_finished
+            assert isinstance(event, RejectData)
+            self._refusal.body += event.data
+            ended = ended or event.body_finished
         if ended or len(self._refusal.body) >= BODY_LIMIT:
             self._refusal.body = self._refusal.body[:BODY_LIMIT]
             raise self._refusal
@@ -291,7 +289,7 @@ def _check_request(headers: dict[str, str]) -> None:
     """Raise HandshakeError for what wsproto lets pass: a key that is not 16 bytes, a body."""
     try:
         key = base64.b64decode(headers["sec-websocket-key"], validate=True)
-    except (binascii.Error, ValueError) as exc:
+    except ValueError as exc:
         raise HandshakeError("the Sec-WebSocket-Key is not base64", 400) from exc
     if len(key) != 16:
         raise HandshakeError("the Sec-WebSocket-Key is not 16 bytes", 400)
@@ -314,10 +312,9 @@ def _receive(http: H11Handshake, head: bytes, status: int | None) -> Event:
     except UnicodeError as exc:
         raise HandshakeError("an HTTP header holds characters that it cannot", status) from exc
     except RemoteProtocolError as exc:
-        hint = exc.event_hint
-        headers = dict(_decode_headers(hint.headers)) if isinstance(hint, RejectConnection) else {}
-        if headers and isinstance(hint, RejectConnection):
-            status = hint.status_code
+        hint, headers = exc.event_hint, {}
+        if isinstance(hint, RejectConnection) and hint.headers:
+            status, headers = hint.status_code, dict(_decode_headers(hint.headers))
         raise HandshakeError(f"the upgrade is malformed: {exc}", status, headers) from exc
 
 

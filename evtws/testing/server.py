@@ -48,7 +48,7 @@ class Server:
     `with` block ends.
 
     `subprotocols` are what is chosen from, the favourite first; `ssl` makes it a wss server; `max_size` is
-    the most bytes of one message, None for no limit. `pongs` answers pings, `echo_close` answers close frames,
+    the most bytes of one message, None for no limit. `pongs` answers pings, `echo_close` close frames,
     `record` keeps what is received: these three are attributes too, to be changed at any time.
     """
 
