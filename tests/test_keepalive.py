@@ -253,7 +253,6 @@ def test_start_again() -> None:
     keepalive = started(threshold=1)
     keepalive.pong(ping(keepalive, 120), 121)
     ping(keepalive, 140)
-    keepalive.lost()
     assert keepalive.rtt_last == 1
     keepalive.started(500)
     assert keepalive.due_at == 520
