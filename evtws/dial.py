@@ -8,7 +8,6 @@ neither URL nor headers of the user, nor cookies: its jar and its trace belong t
 from __future__ import annotations
 
 import base64
-import contextlib
 import email.message
 import hashlib
 import http
@@ -16,7 +15,7 @@ import io
 import re
 import ssl
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from http.cookiejar import CookieJar
 from socket import socket
@@ -146,11 +145,15 @@ def _upgrade(wire: Wire, request: Request, jar: CookieJar) -> Upgraded:
             "ws://dial.invalid/", socket=exchange, redirect_limit=0, suppress_host=True, suppress_origin=True
         )
     except websocket.WebSocketException as exc:
+        if isinstance(
+            exc.__context__, DialError
+        ):  # it hides what looks like a timeout
+            raise exc.__context__ from exc.__context__.__cause__
         refused = exc
-    head = exchange.answered()
-    fault = _fault(head, exchange.key, request.subprotocols)
-    if fault or refused:
-        text = f"the server's answer is no upgrade: {fault or 'websocket-client refuses it'}"
+    head = exchange.head
+    fault = _fault(head, exchange.key, request.subprotocols) or (refused and "websocket-client refuses it")
+    if fault:
+        text = f"the server's answer is no upgrade: {fault}"
         raise HandshakeError(text, head.status, head.fields) from refused
     chosen = head.fields.get("sec-websocket-protocol")
     return Upgraded(wire.sock, bytes(wire.buffer), chosen, head.status, head.fields)
@@ -169,10 +172,10 @@ def _fault(head: Head, key: bytes, offered: Sequence[str]) -> str | None:
     if fields.get("sec-websocket-accept") != accept:
         return "Sec-WebSocket-Accept is missing or wrong"
     if "sec-websocket-extensions" in fields:
-        return f"an extension that was not asked for: {fields['sec-websocket-extensions']:.80}"
+        return f"an extension that was not asked for: {fields['sec-websocket-extensions']!r:.80}"
     chosen = fields.get("sec-websocket-protocol")
     if chosen is not None and chosen not in offered:
-        return f"a subprotocol that was not offered: {chosen:.80}"
+        return f"a subprotocol that was not offered: {chosen!r:.80}"
     return None
 
 
@@ -184,12 +187,11 @@ class _Exchange:
 
     def __init__(self, wire: Wire, request: Request, jar: CookieJar) -> None:
         self.key = b""
+        self.head = Head("", 0, {}, [])
         self._wire = wire
         self._request = request
         self._jar = jar
-        self._head: Head | None = None
-        self._shown = io.BytesIO()
-        self._failure: BaseException | None = None
+        self._shown: io.BytesIO | None = None
 
     def gettimeout(self) -> float:
         """0: websocket-client then leaves the waiting to `recv` and `send`."""
@@ -203,41 +205,23 @@ class _Exchange:
         lines = data.partition(b"\r\n")[2].removesuffix(b"\r\n")
         self.key = _KEY.search(lines)[1]  # type: ignore[index]
         own = self._request.lines(_cookies_for(self._jar, self._request.url))
-        with self._noting_failure():
-            self._wire.doing = f"waiting for the answer of {self._request.url.authority}"
-            self._wire.write(self._request.first_line() + lines + own + b"\r\n")
+        self._wire.doing = f"waiting for the answer of {self._request.url.authority}"
+        self._wire.write(self._request.first_line() + lines + own + b"\r\n")
         return len(data)
 
     def recv(self, size: int) -> bytes:
         """The next of the answer's bytes that are to be judged."""
-        if self._head is None:
-            with self._noting_failure():
-                self._read_answer()
+        if self._shown is None:
+            self._shown = io.BytesIO(self._read_answer())
         return self._shown.read(size)
 
-    def answered(self) -> Head:
-        """The answer's header; raises what prevented it."""
-        if self._failure is not None:
-            raise self._failure
-        assert self._head is not None
-        return self._head
-
-    @contextlib.contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        # websocket-client turns a TimeoutError into one of its own.
-        try:
-            yield
-        except BaseException as exc:
-            self._failure = exc
-            raise
-
-    def _read_answer(self) -> None:
-        head = self._head = self._wire.read_head()
+    def _read_answer(self) -> bytes:
+        head = self.head = self._wire.read_head()
         _keep_cookies(self._jar, self._request.url, head.cookies)
         if head.status != 101:
             raise HandshakeError(_refusal(head.status), head.status, head.fields, self._wire.read_body(head))
         judged = [f"{name}: {head.fields[name]}\r\n" for name in _JUDGED if name in head.fields]
-        self._shown = io.BytesIO(f"HTTP/1.1 101\r\n{''.join(judged)}\r\n".encode())
+        return f"HTTP/1.1 101\r\n{''.join(judged)}\r\n".encode()
 
 
 def _refusal(status: int) -> str:

@@ -21,6 +21,9 @@ from .errors import DialError, DialTimeout, ResolveError
 #: Seconds between the starts of two connection attempts (RFC 8305 section 8: 250 ms).
 CONNECT_DELAY = 0.25
 
+# Neither of these needs a descriptor of its own, of which there may be none left.
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 _UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
@@ -45,7 +48,7 @@ def blocking_wait(
     readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float
 ) -> list[HasFileno]:
     """A Wait that only waits; nothing can abort it."""
-    with selectors.DefaultSelector() as selector:
+    with _Selector() as selector:
         for reader in readers:
             selector.register(reader, selectors.EVENT_READ, reader)
         for writer in writers:
@@ -78,10 +81,6 @@ class Attempt:
         if not ready and time.monotonic() >= self.deadline:
             raise DialTimeout(f"timed out {doing}")
         return ready
-
-    def until_at_most(self, deadline: float) -> Attempt:
-        """This attempt with `deadline`, if that is the earlier one."""
-        return Attempt(min(self.deadline, deadline), self.wait)
 
 
 class Address(NamedTuple):
@@ -127,11 +126,13 @@ def _is_literal(host: str) -> bool:
 def _look_up_aside(lookup: _Lookup, attempt: Attempt) -> None:
     # The system's resolver can neither be waited for with others nor be ended. The thread owns the writing
     # end, the dial the reading one: whichever ends first, nothing leaks once the other has ended too.
-    reading, writing = socket.socketpair()
+    try:
+        reading, writing = socket.socketpair()
+    except OSError as exc:  # out of descriptors
+        raise ResolveError(f"could not resolve {lookup.host}: {_reason(exc)}") from exc
     with reading:
-        thread = threading.Thread(target=lookup.run, args=(writing,), name="evtws-resolve", daemon=True)
         try:
-            thread.start()
+            threading.Thread(target=lookup.run, args=(writing,), name="evtws-resolve", daemon=True).start()
         except RuntimeError as exc:
             writing.close()
             raise ResolveError(f"could not resolve {lookup.host}: {exc}") from exc

@@ -76,9 +76,11 @@ class Wire:
         self.doing = f"in the TLS handshake with {hostname}"
         self._broke_off = TLSError
         try:
+            # wrap_socket would lose the socket over a name that it cannot use; this only refuses it.
+            context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=hostname)
             tls = context.wrap_socket(self.sock, server_hostname=hostname, do_handshake_on_connect=False)
         except (OSError, ValueError) as exc:
-            raise TLSError(f"TLS failed {self.doing}: {_reason(exc)}") from exc
+            raise TLSError(f"error {self.doing}: {_reason(exc)}") from exc
         self.sock = tls
         self._patiently(tls.do_handshake)
         self._broke_off = HandshakeError
@@ -133,7 +135,8 @@ class Wire:
         length = head.fields.get("content-length", "")
         known = not chunked and re.fullmatch("[0-9]{1,18}", length)
         wanted = min(BODY_LIMIT, int(length)) if known else BODY_LIMIT
-        self.attempt = self.attempt.until_at_most(time.monotonic() + BODY_WAIT)
+        soon = time.monotonic() + BODY_WAIT
+        self.attempt = Attempt(min(soon, self.attempt.deadline), self.attempt.wait)
         try:
             while len(self.buffer) < wanted and not (chunked and self.buffer.endswith(b"0\r\n\r\n")):
                 if not self.fill():
@@ -178,7 +181,7 @@ class Wire:
         if isinstance(error, ssl.SSLCertVerificationError):
             return CertificateError(f"the certificate was refused {self.doing}: {error.verify_message}")
         if isinstance(error, ssl.SSLError):
-            return TLSError(f"TLS failed {self.doing}: {_reason(error)}")
+            return TLSError(f"error {self.doing}: {_reason(error)}")
         return self._broke_off(f"the connection broke {self.doing}: {_reason(error)}")
 
 
@@ -228,8 +231,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "the peer closed the connection"
     if isinstance(error, ssl.SSLError):
-        return (
-            f"the peer does not speak TLS ({error.reason})" if error.reason in _NO_TLS else str(error.reason)
-        )
+        name = error.reason or type(error).__name__
+        return f"the peer does not speak TLS ({name})" if name in _NO_TLS else name
     text = error.strerror if isinstance(error, OSError) else None
     return text or type(error).__name__
