@@ -204,20 +204,23 @@ class ClientConnection:
             self.error = exc
             self._send_close(encode_close(exc.code, "", masked=False))
             self._finish()
-        if self.is_open and not self._paused and (self._inbox or self._decoder.has_more):
-            self._delivery_due = True
-            self._loop.soon(self._resume_delivery)
+        if self._is_listening() and (self._inbox or self._decoder.has_more):
+            self._deliver_soon()
+        self._watch()
 
     def _deliver_batch(self) -> None:
-        if not self._inbox:
+        if self._is_listening() and not self._inbox:
             self._inbox.extend(self._decoder.take(_BATCH))
-        while self._inbox and self.is_open and not self._paused:
+        while self._inbox and self._is_listening():
             self._handle(self._inbox.popleft())
 
-    def _resume_delivery(self) -> None:
-        if self._delivery_due:
-            self._deliver()
-            self._watch()
+    def _is_listening(self) -> bool:
+        return self._phase is _Phase.OPEN and not self._paused
+
+    def _deliver_soon(self) -> None:
+        # Not at once: resume_reading() may come from a script function that is being given a message.
+        self._delivery_due = True
+        self._loop.soon(self._deliver)
 
     def _handle(self, item: Received) -> None:
         if isinstance(item, (str, bytes)):
@@ -291,13 +294,13 @@ class ClientConnection:
             self.end(reset=True)
         else:
             self._wire.unsent.clear()
-            self._send_fin()
             self._finish()
+            self._send_fin()
 
     def _set_paused(self, paused: bool) -> None:
         self._paused = paused
-        if self.is_open:
-            self._deliver()
+        if not paused and not self._delivery_due:
+            self._deliver_soon()
         self._watch()
 
     def end(self, *, reset: bool = False) -> None:

@@ -74,11 +74,9 @@ class Loop:
 
         From the loop's own thread, or before it starts.
         """
-        known = sock in self._selector.get_map()
         if not events:
-            if known:
-                self._selector.unregister(sock)
-        elif known:
+            self._selector.unregister(sock)
+        elif sock in self._selector.get_map():
             self._selector.modify(sock, events, ready)
         else:
             self._selector.register(sock, events, ready)

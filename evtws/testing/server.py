@@ -108,8 +108,7 @@ class Server:
             return
         if error is None:
             raise self.errors[0]
-        if error.__context__ is None:
-            error.__context__ = self.errors[0]  # shown above the failure that it probably caused
+        error.__context__ = error.__context__ or self.errors[0]  # shown above the failure that it may explain
 
     def close(self) -> None:
         """End all connections without a close frame and stop; within 2 s, from any thread, more than once.

@@ -16,7 +16,7 @@ class Wire:
     """A socket with a write buffer; whatever goes wrong on it reads as its end.
 
     `context` is the server's SSLContext, or None for plain TCP. `unsent` is what waits to be written, and
-    `wants` the selector events that a read or a TLS handshake waits for.
+    `wants` the selector events that the TLS handshake waits for.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -32,17 +32,14 @@ class Wire:
 
     def secured(self) -> bool:
         """Take the TLS handshake as far as it goes; whether it is complete. Raises OSError when it fails."""
-        if not self.secure:
-            assert isinstance(self.sock, ssl.SSLSocket)
-            try:
-                self.sock.do_handshake()
-                self.secure = True
-                self.wants = selectors.EVENT_READ
-            except ssl.SSLWantReadError:
-                self.wants = selectors.EVENT_READ
-            except ssl.SSLWantWriteError:
-                self.wants = selectors.EVENT_WRITE
-        return self.secure
+        assert isinstance(self.sock, ssl.SSLSocket)
+        try:
+            self.sock.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            wants_write = isinstance(exc, ssl.SSLWantWriteError)
+            self.wants = selectors.EVENT_WRITE if wants_write else selectors.EVENT_READ
+            return False
+        return True
 
     def read(self) -> bytes | None:
         """What can be read now, None if nothing, b"" at the end."""
