@@ -82,7 +82,8 @@ def _key_of(paths: list[list[str]]) -> KeyOf:
 
 
 def _flat(name: str) -> KeyOf:
-    # Called for every message that arrives: one call, no loop.
+    # Called for every message that arrives, as are the next two: the usual types are asked for first, since
+    # asking an abstract class costs more than all the rest.
     def key(message: Message) -> Hashable | None:
         params = message.params
         if type(params) is not dict and not isinstance(params, Mapping):
@@ -98,10 +99,11 @@ def _nested(segments: list[str]) -> KeyOf:
     def key(message: Message) -> Hashable | None:
         value = message.params
         for segment in segments:
-            if not isinstance(value, Mapping):
+            if type(value) is not dict and not isinstance(value, Mapping):
                 return None
             value = value.get(segment)
-        return _distinct(value)
+        kind = type(value)
+        return value if kind is int or kind is str else _distinct(value)
 
     return key
 
