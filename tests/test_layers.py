@@ -13,7 +13,7 @@ FLOORS = [
     "errors message",
     "state correlation task tombstones pending timers outbox keepalive reconnect session frames",
     "resolve wire proxy target dial handshake transport",
-    "poller callbacks calls options stats router attempt engine connection",
+    "poller callbacks calls timeouts options stats router attempt engine connection",
     "testing __main__ __init__",
 ]
 
