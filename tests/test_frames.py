@@ -472,6 +472,30 @@ def test_has_more_settles_when_the_limit_falls_before_a_cut_frame() -> None:
     assert not has_more(decoder)
 
 
+def test_chunks_keep_their_order_when_a_limit_falls_between_two() -> None:
+    """What is fed after a take that ended at a chunk's end comes after the chunks in store."""
+    decoder = Decoder(expect_masked=False, max_size=None)
+    decoder.feed(raw(0x81, b"a"))
+    decoder.feed(raw(0x81, b"b"))
+    assert decoder.take(1) == ["a"]
+    decoder.feed(raw(0x81, b"c"))
+    assert drain(decoder, 1) == ["b", "c"]
+
+
+@pytest.mark.parametrize("first", [0x81, 0x82])
+def test_a_message_that_was_taken_is_not_kept(first: int) -> None:
+    """A message that came in pieces is the caller's alone once it was taken."""
+    decoder = Decoder(expect_masked=False, max_size=None)
+    stream = raw(first, bytes(1_000_000))
+    tracemalloc.start()
+    for chunk in chunked(stream, 65536):
+        decoder.feed(chunk)
+        drain(decoder)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 150_000
+
+
 class Counted(bytes):
     """Bytes that count how many of them are copied by slicing and joining."""
 

@@ -72,7 +72,7 @@ def read_abnf(stream: bytes) -> list[tuple[int, int, object]]:
         return part
 
     buffer = frame_buffer(recv, skip_utf8_validation=True)
-    found = []
+    found: list[tuple[int, int, object]] = []
     while rest[0]:
         frame = buffer.recv_frame()
         found.append((frame.fin, frame.opcode, frame.data))
