@@ -154,9 +154,7 @@ class ClientConnection:
         if self._phase is _Phase.GONE:
             return 0
         writing = selectors.EVENT_WRITE if self._wire.unsent else 0
-        if self._phase is _Phase.OPEN and (
-            self._paused or self._delivery_due or len(self._wire.unsent) > _HIGH_WATER
-        ):
+        if self._phase is _Phase.OPEN and (self._paused or self._delivery_due or len(self._wire.unsent) > _HIGH_WATER):
             return writing
         return writing | selectors.EVENT_READ
 

@@ -22,9 +22,7 @@ class Loop:
     `on_error` is given what a call or a timer raises.
     """
 
-    def __init__(
-        self, name: str, *, after_turn: Callable[[], None], on_error: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, name: str, *, after_turn: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
         self._after_turn = after_turn
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
