@@ -8,7 +8,6 @@ the reverse.
 from __future__ import annotations
 
 import codecs
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from io import BytesIO, StringIO
 from struct import Struct
 
 from .errors import MessageTooBig, ProtocolError
+from .masking import apply_mask, new_key
 
 
 class Opcode(IntEnum):
@@ -65,40 +65,6 @@ _UNLIMITED = 1 << 64  # bytes; more than any frame can declare
 _medium_header = Struct("!BBH").pack
 _long_header = Struct("!BBQ").pack
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
-_from_bytes = int.from_bytes
-
-
-_LARGE = 2048  # bytes; there a big integer and table look-ups cost the same on 3.11, on 3.13 from 1 KiB on
-
-
-def apply_mask(data: bytes, key: bytes) -> bytes:
-    """`data` masked, or unmasked, with a `key` of 4 bytes (RFC 6455 section 5.3)."""
-    size = len(data)
-    if size < _LARGE:
-        mask = _from_bytes((key * (size // 4 + 1))[:size], "little")
-        return (_from_bytes(data, "little") ^ mask).to_bytes(size, "little")
-    masked = bytearray(size)
-    for stride in range(4):
-        masked[stride::4] = data[stride::4].translate(_TABLES[key[stride]])
-    return bytes(masked)
-
-
-_TABLES = [apply_mask(bytes(range(256)), bytes((octet,)) * 4) for octet in range(256)]
-
-_keys: list[bytes] = []  # random, unused; list.pop() gives each to one thread only, without a lock
-
-if hasattr(os, "register_at_fork"):
-    # Parent and child would send the same keys otherwise.
-    os.register_at_fork(after_in_child=_keys.clear)
-
-
-def _new_key() -> bytes:
-    try:
-        return _keys.pop()
-    except IndexError:
-        block = os.urandom(1024)
-        _keys.extend([block[at : at + 4] for at in range(4, 1024, 4)])
-        return block[:4]
 
 
 def check_close_code(code: int) -> None:
@@ -154,7 +120,7 @@ def _frame(first: int, payload: bytes, masked: bool) -> bytes:
         header = _long_header(first, bit | 127, size)
     if not masked:
         return header + payload
-    key = _new_key()
+    key = new_key()
     return b"".join((header, key, apply_mask(payload, key)))
 
 
@@ -365,7 +331,7 @@ class Decoder:
 
 def _length(field: bytes) -> int:
     """The extended length, in bytes, that `field` says."""
-    size = _from_bytes(field, "big")
+    size = int.from_bytes(field, "big")
     if size >> 63:
         raise ProtocolError("the top bit of a 64-bit length is set")
     if size < (126 if len(field) == 2 else 65536):
@@ -378,7 +344,7 @@ def _close(payload: bytes) -> Close:
         return Close(1005, "")
     if len(payload) == 1:
         raise ProtocolError("a close frame has half a code")
-    code = _from_bytes(payload[:2], "big")
+    code = int.from_bytes(payload[:2], "big")
     try:
         check_close_code(code)
     except ValueError:

@@ -25,11 +25,11 @@ from evtws.frames import (
     Ping,
     Pong,
     Received,
-    apply_mask,
     encode,
     encode_close,
     encode_message,
 )
+from evtws.masking import apply_mask
 
 Verdict = tuple[list[Received], int | None]
 TEXTS = ["", "a", "é€😀", "x" * 125, "€" * 42, "😀" * 5000, "y" * 70000]
@@ -251,9 +251,7 @@ def test_every_close_code_gets_wsprotos_verdict() -> None:
     assert differ == [1014]
 
 
-@pytest.mark.parametrize(
-    "payload", [b"\x03", b"\x03\xe8\xff", b"\x03\xe8\xe2\x82", b"\x03\xedx", b"\x03\xe8ok"]
-)
+@pytest.mark.parametrize("payload", [b"\x03", b"\x03\xe8\xff", b"\x03\xe8\xe2\x82", b"\x03\xedx", b"\x03\xe8ok"])
 def test_close_payloads_get_wsprotos_verdict(payload: bytes) -> None:
     """Half a code, a bad code and a bad reason are refused where wsproto refuses them."""
     stream = bytes((0x88, len(payload))) + payload
