@@ -23,6 +23,7 @@
     ├── RequestCancelled          the request was removed from the queue
     ├── WriteTimeout              (TimeoutError)     not a byte was written within `write_timeout`
     ├── SlowConsumer              messages came faster than they were taken: `dropped`
+    ├── UserCodeError             a function of the user's raised; the exception is its `__cause__`
     ├── SlowUserCode              a function on the I/O thread took too long: `seconds`
     ├── IllegalTransition         (RuntimeError)     a signal that the state does not allow
     ├── WouldDeadlock             (RuntimeError)     a call that would wait for its own thread
@@ -65,7 +66,8 @@ class EvtwsError(Exception):
 
 
 def _rebuild(kind: type[_E], args: tuple[object, ...], attributes: dict[str, object]) -> _E:
-    error = kind.__new__(kind, *args)
+    error = kind.__new__(kind)
+    error.args = args  # said again: OSError.__new__ does not keep them for a class with an __init__ of its own
     error.__dict__.update(attributes)
     return error
 
@@ -228,6 +230,15 @@ class SlowConsumer(EvtwsError):
     def __init__(self, text: str, dropped: int = 0) -> None:
         super().__init__(text)
         self.dropped = dropped
+
+
+class UserCodeError(EvtwsError):
+    """A function of the user's raised; what it raised is `__cause__`, the message it was given is `message`."""
+
+    def __init__(self, name: str, cause: BaseException, message: Message | None = None) -> None:
+        super().__init__(f"{name} raised {type(cause).__name__}: {cause}")
+        self.message = message
+        self.__cause__ = cause
 
 
 class SlowUserCode(EvtwsError):
