@@ -7,39 +7,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+
+from .task import Task
 
 logger = logging.getLogger("evtws")
-
-
-class Task(NamedTuple):
-    """One call of a user's function. `droppable` marks an unmatched message, which a full queue may drop."""
-
-    function: Callable[..., object]
-    arguments: tuple[Any, ...]
-    droppable: bool = False
 
 
 class CallbackQueue:
     """Runs tasks on the thread `evtws-callbacks`, which is started when first needed.
 
-    `limit` bounds the droppable tasks that wait; the others are queued past it. `on_error(exception)` hears of what a
-    task raised; `on_room()` is called when the queue, having been full, is half empty, and `on_idle()` when nothing
-    is left to do. They run on that thread and must not block.
+    `limit` bounds the droppable tasks that wait; the others are queued past it. `on_error(task, exception)` hears of
+    what a task raised; `on_room()` is called when the queue, having been full, is half empty. They run on that thread
+    and must not block; and they must not keep alive whoever owns the queue, for the thread keeps them.
     """
 
     def __init__(
         self,
         limit: int,
         *,
-        on_error: Callable[[BaseException], object],
+        on_error: Callable[[Task, BaseException], object],
         on_room: Callable[[], object],
-        on_idle: Callable[[], object],
     ) -> None:
-        self._limit = limit
+        self.limit = limit
         self._on_error = on_error
         self._on_room = on_room
-        self._on_idle = on_idle
+        #: Called when nothing is left to do.
+        self.on_idle: Callable[[], object] | None = None
         self._tasks: deque[Task] = deque()
         # Guards `_thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
         self._changed = threading.Condition()
@@ -56,7 +49,7 @@ class CallbackQueue:
     @property
     def room(self) -> int:
         """How many droppable tasks may be added now."""
-        return max(0, self._limit - len(self._tasks))
+        return max(0, self.limit - len(self._tasks))
 
     @property
     def idle(self) -> bool:
@@ -79,15 +72,25 @@ class CallbackQueue:
         self._was_full = True
 
     def extend(self, tasks: Iterable[Task]) -> None:
-        """Queue tasks; from any thread. They are dropped once the queue was stopped."""
+        """Queue tasks; from any thread."""
         self._tasks.extend(tasks)
-        if self._thread is None or self._asleep:
+        if self._tasks and (self._thread is None or self._asleep):
             with self._changed:
-                if self._thread is None and self._tasks and not self._stopping:
-                    self._thread = threading.Thread(target=self._run, name="evtws-callbacks", daemon=True)
-                    self._thread.start()
+                if self._thread is None:
+                    self._start()
                 self._asleep = False
                 self._changed.notify()
+
+    def _start(self) -> None:
+        """Requires the lock."""
+        thread = threading.Thread(target=self._run, name="evtws-callbacks", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # Nothing is lost: the next task tries again.
+            logger.exception("no thread can be started for callbacks; %d wait", len(self._tasks))
+        else:
+            self._thread = thread
 
     def stop(self) -> None:
         """Let the thread end when the queue is empty."""
@@ -95,8 +98,8 @@ class CallbackQueue:
             self._stopping = True
             self._changed.notify()
 
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread to end, at most `timeout` seconds; False if it has not.
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the thread to end, at most `timeout` seconds (None: no limit); False if it has not.
 
         Then it sits in a callback: what is queued is dropped, and the thread ends when that callback returns.
         """
@@ -107,7 +110,9 @@ class CallbackQueue:
         if not thread.is_alive():
             return True
         logger.warning(
-            "a callback does not return (%s): its thread is detached, %d callbacks are dropped", self.busy, len(self)
+            "a callback does not return (%s): its thread is detached, %d callbacks are dropped",
+            self.busy,
+            len(self),
         )
         self._tasks.clear()
         return False
@@ -121,13 +126,14 @@ class CallbackQueue:
                     return
                 continue
             self._call(task)
-            if self._was_full and len(self._tasks) <= self._limit // 2:
+            if self._was_full and len(self._tasks) <= self.limit // 2:
                 self._was_full = False
                 self._on_room()
 
     def _sleep(self) -> bool:
         """Wait for a task; False when there will be none."""
-        self._on_idle()
+        if self.on_idle is not None:
+            self.on_idle()
         with self._changed:
             self._asleep = True
             # A task that was queued before `_asleep` was set did not notify.
@@ -145,11 +151,11 @@ class CallbackQueue:
         except BaseException as exc:  # a SystemExit in a callback ends neither the thread nor the program
             self.failed += 1
             logger.exception("a callback raised")
-            self._on_error(exc)
+            self._on_error(task, exc)
         finally:
             self._running = None
 
 
-def name_of(function: Callable[..., object]) -> str:
+def name_of(function: object) -> str:
     """What a person calls that function."""
     return getattr(function, "__qualname__", None) or repr(function)

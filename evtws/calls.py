@@ -1,6 +1,7 @@
 """The ways in which a sender is told what became of its call: a wait, a Future, a callback, an iterator.
 
-`answer` and `fail` are called once, by whoever took the call out of the queue, and never under a lock.
+`answer` and `fail` are called once, by whoever took the call out of the queue, and never under a lock; they wake who
+waits at once, and return what is left for the callbacks thread.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from .callbacks import Task
 from .errors import EvtwsError, RequestCancelled, SlowConsumer
 from .message import InFlight, Message
 from .pending import Call
+from .task import Task
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -32,13 +33,17 @@ class SendOnly(Call):
     wants_reply = False
 
     def __init__(
-        self, message: Message, asked_at: float, timeout: float | None, report: Callable[[EvtwsError], object]
+        self,
+        message: Message,
+        asked_at: float,
+        timeout: float | None,
+        report: Callable[[EvtwsError], Sequence[Task]],
     ) -> None:
         super().__init__(message, asked_at, timeout)
         self._report = report
 
-    def fail(self, error: EvtwsError) -> None:
-        self._report(error)
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
+        return () if isinstance(error, RequestCancelled) else self._report(error)
 
 
 class Waiting(Call):
@@ -50,9 +55,7 @@ class Waiting(Call):
     __slots__ = ("_done", "error", "reply", "wake")
     needs_timer = False
 
-    def __init__(
-        self, message: Message, asked_at: float, timeout: float | None, in_flight: InFlight
-    ) -> None:
+    def __init__(self, message: Message, asked_at: float, timeout: float | None, in_flight: InFlight) -> None:
         super().__init__(message, asked_at, timeout, in_flight)
         # A lock, taken now and let go of once: the cheapest thing that one thread can wait for.
         self._done = threading.Lock()
@@ -61,13 +64,15 @@ class Waiting(Call):
         self.error: EvtwsError | None = None
         self.wake: Callable[[], object] | None = None
 
-    def answer(self, reply: Message) -> None:
+    def answer(self, reply: Message) -> Sequence[Task]:
         self.reply = reply
         self._end()
+        return ()
 
-    def fail(self, error: EvtwsError) -> None:
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
         self.error = error
         self._end()
+        return ()
 
     def _end(self) -> None:
         self._done.release()
@@ -84,10 +89,15 @@ class Waiting(Call):
         while True:
             left = _SLICE if self.deadline is None else self.deadline - time.monotonic()
             if self._done.acquire(timeout=max(0.0, min(left, _SLICE))):
-                self._done.release()
+                self._done.release()  # `done` reads it again
                 return True
             if left <= 0:
                 return False
+
+    def wait_on(self) -> None:
+        """Block until the call has ended, for when somebody is about to end it."""
+        with self._done:
+            pass
 
 
 class Reply(Future["Message"]):
@@ -96,10 +106,11 @@ class Reply(Future["Message"]):
     `cancel()` removes the request from the queue. Done-callbacks run on the callbacks thread.
     """
 
-    # Guards the making of a Future's condition, and an ending that needs none; held for a few steps only.
-    _making = threading.Lock()
+    # Guards the making of a Future's condition, an ending that needs none, and the list of callbacks; one for all
+    # Futures, since it is held for a few steps only.
+    _guard = threading.Lock()
 
-    def __init__(self, cancel: Callable[[], bool], later: Callable[[Iterable[Task]], object]) -> None:
+    def __init__(self, remove: Callable[[], bool], later: Callable[[Sequence[Task]], object]) -> None:
         # Not Future.__init__: the Condition that it makes is most of a Future's 1.7 KB and of its cost, and a
         # Future that is asked for its result after it is done never needs it.
         self._made: threading.Condition | None = None
@@ -107,52 +118,64 @@ class Reply(Future["Message"]):
         self._result: Message | None = None
         self._exception: BaseException | None = None
         self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
-        self._cancel_request = cancel
+        self._done_callbacks: list[Any] = []  # stays empty: they are `_tasks`
+        self._tasks: list[Task] | None = None
+        self._ended = False
+        self._remove = remove
         self._later = later
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        with self._making:
+        with self._guard:
             if self._made is None:
                 self._made = threading.Condition()
             return self._made
 
+    def answer(self, reply: Message) -> Sequence[Task]:
+        """Finish with a result."""
+        if not self._finish_quietly(reply, None):
+            self.set_result(reply)
+        return self._take_tasks()
+
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
+        """Finish with an exception; a request that was removed is a cancelled Future."""
+        if isinstance(error, RequestCancelled):
+            super().cancel()
+            # So that `wait` and `as_completed` of concurrent.futures end.
+            self.set_running_or_notify_cancel()
+        elif not self._finish_quietly(None, error):
+            self.set_exception(error)
+        return self._take_tasks()
+
     def _finish_quietly(self, result: Message | None, exception: BaseException | None) -> bool:
         """Finish, if nobody has made the condition yet and so nobody waits."""
-        with self._making:
+        with self._guard:
             if self._made is not None:
                 return False
             self._result, self._exception = result, exception
             self._state = "FINISHED"
             return True
 
-    def answer(self, reply: Message) -> None:
-        """Finish with a result."""
-        if not self._finish_quietly(reply, None):
-            self.set_result(reply)
-
-    def fail(self, error: EvtwsError) -> None:
-        """Finish with an exception; a request that was removed is a cancelled Future."""
-        if isinstance(error, RequestCancelled):
-            self._become_cancelled()
-        elif not self._finish_quietly(None, error):
-            self.set_exception(error)
+    def _take_tasks(self) -> Sequence[Task]:
+        with self._guard:
+            self._ended = True
+            tasks, self._tasks = self._tasks, None
+        return tasks or ()
 
     def cancel(self) -> bool:
-        """Remove the request from the queue; False if it has ended already, unless it was cancelled."""
-        if self._cancel_request():
-            self._become_cancelled()
+        """Remove the request from the queue; False if it ended otherwise before."""
+        if self._remove():
+            self._later(self.fail(RequestCancelled("the Future was cancelled")))
         return self.cancelled()
-
-    def _become_cancelled(self) -> None:
-        super().cancel()
-        # So that `wait` and `as_completed` of concurrent.futures end.
-        self.set_running_or_notify_cancel()
 
     def add_done_callback(self, fn: Callable[[Future[Message]], object]) -> None:
         """Call `fn(future)` on the callbacks thread once the Future is done, at once if it is done already."""
-        super().add_done_callback(lambda future: self._later([Task(fn, (future,))]))
+        task = Task(fn, (self,))
+        with self._guard:
+            if not self._ended:
+                self._tasks = [*(self._tasks or ()), task]
+                return
+        self._later([task])
 
 
 class InFuture(Call):
@@ -162,17 +185,17 @@ class InFuture(Call):
 
     future: Reply
 
-    def answer(self, reply: Message) -> None:
-        self.future.answer(reply)
+    def answer(self, reply: Message) -> Sequence[Task]:
+        return self.future.answer(reply)
 
-    def fail(self, error: EvtwsError) -> None:
-        self.future.fail(error)
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
+        return self.future.fail(error)
 
 
 class Calling(Call):
     """A request whose reply goes to its message's callback."""
 
-    __slots__ = ("_connection", "_later", "_report")
+    __slots__ = ("_connection", "_report")
 
     def __init__(
         self,
@@ -182,27 +205,22 @@ class Calling(Call):
         in_flight: InFlight,
         *,
         connection: Connection,
-        later: Callable[[Iterable[Task]], object],
-        report: Callable[[EvtwsError], object],
+        report: Callable[[EvtwsError], Sequence[Task]],
     ) -> None:
         super().__init__(message, asked_at, timeout, in_flight)
         self._connection = connection
-        self._later = later
         self._report = report
 
-    def answer(self, reply: Message) -> None:
+    def answer(self, reply: Message) -> Sequence[Task]:
         callback = self.message.callback
         assert callback is not None
-        self._later([Task(callback, (reply, self._connection))])
+        return (Task(callback, (reply, self._connection)),)
 
-    def fail(self, error: EvtwsError) -> None:
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
         if isinstance(error, RequestCancelled):
-            return  # removal is silent: it was asked for
+            return ()  # removal is silent: it was asked for
         on_failure = self.message.on_failure
-        if on_failure is None:
-            self._report(error)
-        else:
-            self._later([Task(on_failure, (error, self._connection))])
+        return self._report(error) if on_failure is None else (Task(on_failure, (error, self._connection)),)
 
 
 class Streaming(Call):
@@ -211,7 +229,7 @@ class Streaming(Call):
     At most `maxsize` replies wait to be taken; one more ends the stream with SlowConsumer.
     """
 
-    __slots__ = ("_changed", "_error", "_maxsize", "_replies", "ended", "until")
+    __slots__ = ("_changed", "_error", "_maxsize", "_replies", "ended", "overflowed", "until")
     needs_timer = False
     streaming = True
 
@@ -226,6 +244,8 @@ class Streaming(Call):
         super().__init__(message, asked_at, None, in_flight)
         self.until = until
         self.ended = False
+        #: The peer goes on sending replies that nobody took in time.
+        self.overflowed = False
         self._maxsize = maxsize
         self._replies: deque[Message] = deque()
         self._error: EvtwsError | None = None
@@ -239,17 +259,20 @@ class Streaming(Call):
 
     def overflow(self) -> SlowConsumer:
         """What ends a stream that is not taken fast enough."""
+        self.overflowed = True
         return SlowConsumer(f"{self._maxsize} replies of a stream wait to be taken already", 1)
 
-    def answer(self, reply: Message) -> None:
+    def answer(self, reply: Message) -> Sequence[Task]:
         with self._changed:
             self._replies.append(reply)
             self._changed.notify()
+        return ()
 
-    def fail(self, error: EvtwsError) -> None:
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
         with self._changed:
             self._error = error
         self.end()
+        return ()
 
     def end(self) -> None:
         """No reply comes any more; those that wait can still be taken."""

@@ -104,9 +104,7 @@ def _redirected(url: URL, error: HandshakeError) -> URL:
 
 
 def _refused_redirect(error: HandshakeError, where: str) -> HandshakeError:
-    return HandshakeError(
-        f"the server redirects {where}: {error.status}", error.status, error.headers, error.body
-    )
+    return HandshakeError(f"the server redirects {where}: {error.status}", error.status, error.headers, error.body)
 
 
 def _open(request: Request, target: Target, jar: CookieJar, attempt: Attempt) -> Upgraded:
@@ -145,9 +143,7 @@ def _upgrade(wire: Wire, request: Request, jar: CookieJar) -> Upgraded:
             "ws://dial.invalid/", socket=exchange, redirect_limit=0, suppress_host=True, suppress_origin=True
         )
     except websocket.WebSocketException as exc:
-        if isinstance(
-            exc.__context__, DialError
-        ):  # it hides what looks like a timeout
+        if isinstance(exc.__context__, DialError):  # it hides what looks like a timeout
             raise exc.__context__ from exc.__context__.__cause__
         refused = exc
     head = exchange.head

@@ -118,9 +118,7 @@ class ServerHandshake:
     `supported_subprotocols` are what `accept` chooses from, the favourite first. `header_limit` is in bytes.
     """
 
-    def __init__(
-        self, *, supported_subprotocols: Sequence[str] = (), header_limit: int = HEADER_LIMIT
-    ) -> None:
+    def __init__(self, *, supported_subprotocols: Sequence[str] = (), header_limit: int = HEADER_LIMIT) -> None:
         self._supported = tuple(supported_subprotocols)
         self._head = _Head(b"GET ", header_limit, serving=True)
         self._http = H11Handshake(ConnectionType.SERVER)
@@ -198,9 +196,7 @@ class ClientHandshake:
         if not _HOST.fullmatch(host):
             raise ValueError("host is no host name with an optional port")
         if not _TARGET.fullmatch(target):
-            raise ValueError(
-                "target must begin with a slash and hold only printable ASCII characters, and no '#'"
-            )
+            raise ValueError("target must begin with a slash and hold only printable ASCII characters, and no '#'")
         for name in subprotocols:
             if not _TOKEN.fullmatch(name) or list(subprotocols).count(name) > 1:
                 raise ValueError(f"{name!r} is no subprotocol, or is offered twice")
@@ -330,9 +326,7 @@ def _encode_headers(headers: Headers, own: frozenset[str]) -> list[tuple[bytes, 
         if name.lower() in own:
             raise ValueError(f"the header {name} is made by the upgrade itself")
         if not _VALUE.fullmatch(value):
-            raise ValueError(
-                f"the value of the header {name} holds a line break or another character that it cannot"
-            )
+            raise ValueError(f"the value of the header {name} holds a line break or another character that it cannot")
         encoded.append((name.encode("ascii"), value.strip(" \t").encode("latin-1")))
     return encoded
 

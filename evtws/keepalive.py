@@ -98,9 +98,7 @@ class Keepalive:
         self._composed += 1
         return b"%d" % self._composed
 
-    def sent(
-        self, payload: bytes | None, now: float, waiter: object | None = None, *, scheduled: bool = True
-    ) -> None:
+    def sent(self, payload: bytes | None, now: float, waiter: object | None = None, *, scheduled: bool = True) -> None:
         """A ping was sent; with `scheduled` the next one is due after one interval.
 
         `payload` is None when no pong will name it (a service's own ping). `waiter` is whatever `pong`

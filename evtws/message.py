@@ -30,7 +30,7 @@ DEFAULT = _Unset()
 Timeout = float | None | _Unset
 
 
-def check_timeout(seconds: Timeout, name: str = "timeout") -> None:
+def check_timeout(seconds: object, name: str = "timeout") -> None:
     """Raise ValueError unless `seconds` is None, DEFAULT or a number that is at least 0."""
     if seconds is None or isinstance(seconds, _Unset):
         return

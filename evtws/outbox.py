@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from .errors import NotConnected, OutboxFull
+from .message import Message
 from .pending import Call
 
 
@@ -45,6 +46,10 @@ class Outbox:
         rest = self.take_all()
         for call in (*calls, *rest):
             self.hold(call)
+
+    def find(self, message: Message) -> Call | None:
+        """The call of this very message, or None."""
+        return next((call for call in self._calls.values() if call.message is message), None)
 
     def remove(self, call: Call) -> bool:
         """Take a call out; False if it is not here."""

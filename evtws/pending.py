@@ -9,12 +9,13 @@ The queue has no lock of its own: its owner calls it under one lock.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar, Literal, Protocol
 
 from .correlation import Correlation
 from .errors import EvtwsError, PendingFull, Written
 from .message import InFlight, Message
+from .task import Task
 from .tombstones import Tombstones, Verdict
 
 DuplicateKeys = Literal["queue", "refuse"]
@@ -43,9 +44,7 @@ class Call:
     #: False where the waiter watches the deadline itself, and no timer need do it.
     needs_timer: ClassVar[bool] = True
 
-    def __init__(
-        self, message: Message, asked_at: float, timeout: float | None, in_flight: InFlight = "fail"
-    ) -> None:
+    def __init__(self, message: Message, asked_at: float, timeout: float | None, in_flight: InFlight = "fail") -> None:
         self.message = message
         self.asked_at = asked_at
         self.deadline = None if timeout is None else asked_at + timeout
@@ -60,12 +59,16 @@ class Call:
         """Whether the bytes were given to the operating system."""
         return "no" if self.ticket is None else self.ticket.written
 
-    def answer(self, reply: Message) -> None:
-        """Tell the sender of its reply."""
+    def is_due(self, now: float) -> bool:
+        """Whether the deadline has come."""
+        return self.deadline is not None and self.deadline <= now
+
+    def answer(self, reply: Message) -> Sequence[Task]:
+        """Tell the sender of its reply; returns what is left to do on the callbacks thread."""
         raise NotImplementedError
 
-    def fail(self, error: EvtwsError) -> None:
-        """Tell the sender that no reply will come."""
+    def fail(self, error: EvtwsError) -> Sequence[Task]:
+        """Tell the sender that no reply will come; returns what is left to do on the callbacks thread."""
         raise NotImplementedError
 
 
@@ -138,9 +141,9 @@ class PendingQueue:
     # -- a reply comes
 
     def oldest(self, key: Hashable) -> Call | None:
-        """The oldest pending call with that key, left in its place."""
+        """The oldest pending call with that key, left in its place; None if that was not written yet."""
         same = self._by_key.get(key)
-        return same[0] if same else None
+        return same[0] if same and same[0].sent_at is not None else None
 
     def with_key(self, key: Hashable) -> list[Call]:
         """All pending calls with that key, oldest first: a snapshot, to be narrowed by `match_msg`."""

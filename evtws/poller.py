@@ -14,15 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-
-class HasFileno(Protocol):
-    """Whatever a selector can watch."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        ...
+from .resolve import HasFileno
 
 
 class Waker:
@@ -59,9 +53,13 @@ class Waker:
     def close(self) -> None:
         """Give the descriptors back; `wake` does nothing from now on."""
         with self._lock:
-            self.closed = True
-            self._receiver.close()
-            self._sender.close()
+            self.forget()
+
+    def forget(self) -> None:
+        """Close without the lock, which in a forked child may be held for ever."""
+        self.closed = True
+        self._receiver.close()
+        self._sender.close()
 
 
 class Poller:
@@ -134,6 +132,10 @@ class Poller:
         self.unwatch()
         self.waker.close()
 
+    def forget(self) -> None:
+        """In a forked child: close this process's copies of the descriptors; takes no lock."""
+        self.waker.forget()
+
     def _register(self) -> None:
         raise NotImplementedError
 
@@ -181,6 +183,10 @@ class EpollPoller(Poller):
 
     def close(self) -> None:
         super().close()
+        self._epoll.close()
+
+    def forget(self) -> None:
+        super().forget()
         self._epoll.close()
 
 

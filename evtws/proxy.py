@@ -51,9 +51,7 @@ def parse_proxy(url: str) -> Proxy:
         raise InvalidURL(f"the proxy's URL begins with {parts.scheme}:, which is none of {', '.join(_PORTS)}")
     if not parts.hostname or port == 0:
         raise InvalidURL("the proxy's URL has no host, or the port 0")
-    username, password = (
-        None if part is None else unquote(part) for part in (parts.username, parts.password)
-    )
+    username, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
     return Proxy(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], username, password)
 
 

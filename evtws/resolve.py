@@ -44,9 +44,7 @@ class Wait(Protocol):
     ) -> list[HasFileno]: ...
 
 
-def blocking_wait(
-    readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float
-) -> list[HasFileno]:
+def blocking_wait(readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float) -> list[HasFileno]:
     """A Wait that only waits; nothing can abort it."""
     with _Selector() as selector:
         for reader in readers:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .errors import ConnectionClosed, ConnectionLost, EvtwsError, NotConnected, StaleConnection
+from .errors import ConnectionClosed, ConnectionLost, EvtwsError, NotConnected, PrepareError, StaleConnection
 from .keepalive import Keepalive
+from .message import Message
 from .outbox import Outbox
 from .pending import Call, PendingQueue
 from .reconnect import Reconnect
@@ -51,7 +52,7 @@ class Due:
     dial: bool = False
     abort: bool = False
     ping: bool = False
-    lost: ConnectionLost | None = None
+    lost: EvtwsError | None = None
 
 
 class Session:
@@ -73,6 +74,7 @@ class Session:
         self.preparing = False
         #: True when a deadline was added that comes before all others: whoever waits must look again.
         self.sooner = False
+        self.prepare_by: float | None = None
         self.retry_at: float | None = None
         self.close_by: float | None = None
         self.opened_at: float | None = None
@@ -87,18 +89,24 @@ class Session:
 
     # -- the connection's life
 
-    def dial(self) -> None:
-        """The user wishes for a connection. Raises IllegalTransition unless CLOSED."""
+    def dial(self, now: float) -> None:
+        """The user wishes for a connection: the first attempt is due. Raises IllegalTransition unless CLOSED."""
         self._signal(Signal.DIAL)
+        self.retry_at = now
 
-    def upgraded(self) -> None:
-        """The server accepted; from here until `opened`, only what is `direct` goes out."""
+    def upgraded(self, prepare_by: float | None) -> None:
+        """The server accepted; from here until `opened`, only what is `direct` goes out.
+
+        `prepare_by` is when that must have happened (monotonic seconds; None: whenever).
+        """
         self.preparing = True
+        self.prepare_by = prepare_by
 
     def opened(self, now: float) -> list[Call]:
         """The connection is ready: returns what waited, to be written in this order."""
         self._signal(Signal.OPENED)
         self.preparing = False
+        self.last_error = None
         self.opened_at = now
         self.openings += 1
         self.keepalive.started(now)
@@ -142,8 +150,16 @@ class Session:
     def ended(self, now: float) -> Loss:
         """The connection that the user closed has ended."""
         self._signal(Signal.ENDED)
+        self.preparing = False
         self.opened_at = None
         return Loss(None, self._fail_all(ConnectionLost("the connection was closed"), now), self.keepalive.lost())
+
+    def crash(self, error: ConnectionLost, now: float) -> list[Failed]:
+        """The driver failed: CLOSED, whatever the state is; returns the calls that nobody will answer."""
+        self.state = State.CLOSED
+        self.preparing = False
+        self.last_error = error
+        return self._fail_all(error, now)
 
     def reconnect_now(self, now: float) -> None:
         """The user wishes for a new connection: ends a backoff; an open one is dialled anew when it is lost next.
@@ -158,6 +174,10 @@ class Session:
             self._dial_at_once = True
 
     # -- calls
+
+    def find(self, message: Message) -> Call | None:
+        """The call of this very message, pending or in the outbox, or None."""
+        return self.pending.find(message) or self.outbox.find(message)
 
     def submit(self, call: Call, now: float, *, direct: bool = False) -> bool:
         """Accept a call; True if it is to be written now, False if it waits.
@@ -222,21 +242,25 @@ class Session:
             self.timers.next_at,
             self.retry_at,
             self.close_by if self.state is State.CLOSING else None,
+            self.prepare_by if self.preparing else None,
             self.keepalive.due_at if self.state is State.OPEN else None,
             self.pending.unblocks_at,
         )
         return min((at for at in moments if at is not None), default=None)
 
+    def expired(self, now: float) -> list[Call]:
+        """Take out the calls whose deadline has come."""
+        return [call for call in self.timers.due(now) if self.cancel(call, now)]
+
     def tick(self, now: float, *, judge: bool = True) -> Due:
         """What is due. `judge=False`: bytes wait to be read, so a missing pong means nothing yet."""
-        due = Due()
-        for call in self.timers.due(now):
-            if self.cancel(call, now):
-                due.expired.append(call)
+        due = Due(expired=self.expired(now))
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None
             due.dial = True
         due.abort = self.state is State.CLOSING and self.close_by is not None and self.close_by <= now
+        if self.preparing and self.prepare_by is not None and self.prepare_by <= now:
+            due.lost = PrepareError("prepare() did not return within connect_timeout")
         if self.state is State.OPEN:
             self._tick_open(due, now, judge)
         return due
@@ -248,9 +272,7 @@ class Session:
         due.writes = self.unblocked(now)
         if not self.keepalive.is_due(now):
             return
-        if not judge:
-            self.keepalive.postpone(now)
-        elif self.keepalive.is_stale:
+        if judge and self.keepalive.is_stale:
             due.lost = StaleConnection(self.keepalive.unanswered)
         else:
             due.ping = True
@@ -285,17 +307,3 @@ def _about(error: EvtwsError, call: Call) -> EvtwsError:
     lost = ConnectionLost(f"the connection was given up: {error}").about_request(call.message, call.written)
     lost.__cause__ = error
     return lost
-
-
-def timeout_text(call: Call, now: float, state: State, heard_at: float | None, busy: str | None) -> str:
-    """What a ReplyTimeout says: where the request was, and what the connection was doing.
-
-    `heard_at` is when the last byte came (None: never on this connection), `busy` what the callbacks thread does.
-    """
-    sent = f"written {now - call.sent_at:.1f} s ago ({call.written})" if call.sent_at is not None else "not written"
-    heard = f"last byte {now - heard_at:.1f} s ago" if heard_at is not None else "nothing received"
-    parts = [f"no reply within {now - call.asked_at:.1f} s", sent, f"connection {state.name}", heard]
-    if busy is not None:
-        parts.append(f"callbacks busy {busy}")
-    return ", ".join(parts)
-

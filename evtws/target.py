@@ -83,9 +83,7 @@ def parse_url(url: str) -> URL:
     if port == 0:
         raise InvalidURL("the URL's port is 0")
     secure = parts.scheme == "wss"
-    resource = quote(
-        (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=string.punctuation
-    )
+    resource = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=string.punctuation)
     host = _checked_host(parts.hostname or "")
     return URL(
         host,
@@ -139,7 +137,7 @@ def check_subprotocols(subprotocols: Sequence[str]) -> None:
             raise ValueError(f"{name!r} is no name of a subprotocol")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Request:
     """What is asked of the server beside the upgrade itself; made from checked parts."""
 

@@ -118,6 +118,11 @@ class Transport:
         """Bytes that were accepted and that the operating system has not taken yet."""
         return self._queued_total - self._flushed_total
 
+    @property
+    def wants_write(self) -> bool:
+        """Whether bytes wait for the socket to be writable."""
+        return self.error is None and self.backlog > 0
+
     # -- reading
 
     @property
@@ -253,7 +258,7 @@ class Transport:
                 break
             budget -= sent
             self._account(sent)
-        self._want_write(self.error is None and self.backlog > 0)
+        self._want_write(self.wants_write)
 
     def _write(self, data: bytes | memoryview) -> int:
         """Give bytes to the operating system; requires the lock. Returns how many it took."""
@@ -382,8 +387,11 @@ class Transport:
                 pass  # it is reset already
             self._sock.close()
 
+    def forget(self) -> None:
+        """In a forked child: close this process's copy of the descriptor; takes no lock, it may be held for ever."""
+        self._closed = True
+        self._sock.close()
+
 
 def _reason(exc: OSError) -> str:
     return exc.strerror or str(exc)
-
-

@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "evtws"
 
 FLOORS = [
-    "errors message",
-    "state correlation task tombstones pending timers outbox keepalive reconnect session frames",
+    "errors message task",
+    "state correlation tombstones pending timers outbox keepalive reconnect session diagnosis masking frames",
     "resolve wire proxy target dial handshake transport",
-    "poller callbacks calls timeouts options stats router attempt engine connection",
-    "testing __main__ __init__",
+    "poller callbacks calls options stats life pulse router reader sender opening ending engine stream processes "
+    "connection",
+    "testing __main__ __init__ demo",
 ]
 
 #: The one room that may import a third-party package.

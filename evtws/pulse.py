@@ -1,0 +1,125 @@
+"""Pulse: the pings of a live connection, scheduled or asked for, and the pongs that answer them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import ConnectionLost, EvtwsError, NotConnected, ReplyTimeout, UserCodeError
+from .frames import Opcode, encode_message
+from .life import Life
+from .options import as_bytes
+from .state import State
+
+
+class PingWait:
+    """A thread that waits in `ping()`."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._rtt = 0.0
+        self._error: EvtwsError | None = None
+
+    def answer(self, rtt: float) -> None:
+        """The pong came after `rtt` seconds."""
+        self._rtt = rtt
+        self._done.set()
+
+    def fail(self, error: EvtwsError) -> None:
+        """No pong will come."""
+        self._error = error
+        self._done.set()
+
+    def wait(self, timeout: float | None) -> float | None:
+        """The round-trip time; None if the pong does not come in time. Raises what ended the wait."""
+        if not self._done.wait(timeout):
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._rtt
+
+
+class Pulse:
+    """Sends pings and notes pongs."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def beat(self, now: float) -> None:
+        """Send the ping that is due."""
+        try:
+            payload = self._compose()
+        except Exception as exc:
+            self._life.tell(self._life.report(UserCodeError("composing a ping", exc)))
+            with self._life.lock:
+                self._life.session.keepalive.postpone(now)
+        else:
+            self._send(payload, None)
+
+    def ping(self, timeout: float | None) -> float:
+        """Send a ping and wait for its pong: seconds. Raises NotConnected, ReplyTimeout or a ConnectionLost."""
+        life = self._life
+        if life.session.state is not State.OPEN:
+            raise NotConnected(f"the connection is {life.session.state.name}")
+        waiter = PingWait()
+        self._send(life.session.keepalive.compose() if self._is_free() else self._compose(), waiter)
+        rtt = waiter.wait(timeout)
+        if rtt is None:
+            with life.lock:
+                life.session.keepalive.forget(waiter)
+            raise ReplyTimeout(f"no pong within {timeout:.1f} s", waited=timeout or 0.0, written="yes")
+        return rtt
+
+    def _is_free(self) -> bool:
+        # A payload of its own tells this pong from every other one.
+        return self._life.options.ping_as == "frame"
+
+    def _compose(self) -> str | bytes:
+        options = self._life.options
+        payload: str | bytes
+        if options.compose_ping_message is not None:
+            payload = options.compose_ping_message()
+        elif options.ping_msg is not None:
+            payload = options.ping_msg
+        else:
+            payload = self._life.session.keepalive.compose()
+        if options.ping_as == "frame" and len(as_bytes(payload)) > 125:
+            raise ValueError("a ping frame holds at most 125 bytes")
+        return payload
+
+    def _send(self, payload: str | bytes, waiter: PingWait | None) -> None:
+        life = self._life
+        named = as_bytes(payload) if life.options.ping_as == "frame" else None
+        message = None if named is not None else encode_message(payload, masked=True)
+        with life.lock:
+            transport = life.transport
+            if transport is None:
+                raise NotConnected("the connection was lost")
+            # Noted first: the pong may be here before the sending has returned.
+            life.session.keepalive.sent(named, time.monotonic(), waiter, scheduled=waiter is None)
+            try:
+                if message is None:
+                    transport.send_control(Opcode.PING, named or b"")
+                else:
+                    transport.send(message)
+            except ConnectionLost:
+                pass  # whoever reads finds out why
+
+    def pong(self, payload: bytes) -> None:
+        """A pong frame came."""
+        with self._life.lock:
+            answered = self._life.session.keepalive.pong(payload, time.monotonic())
+        _tell(answered)
+
+    def pong_received(self) -> None:
+        """A service's own pong came; it names no ping."""
+        with self._life.lock:
+            answered = self._life.session.keepalive.pong_received(time.monotonic())
+        _tell(answered)
+
+
+def _tell(answered: Sequence[tuple[Any, float]]) -> None:
+    for waiter, rtt in answered:
+        waiter.answer(rtt)

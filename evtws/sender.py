@@ -1,0 +1,175 @@
+"""Sender: from a call to bytes, on the caller's thread; and the waits that follow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from .calls import Waiting
+from .errors import ConnectionLost, EvtwsError, ForkedError, RequestCancelled, WouldDeadlock, WriteTimeout
+from .frames import encode_message
+from .life import Life
+from .message import Message
+from .pending import Call
+from .reader import Reader
+from .transport import Ticket, Transport
+
+
+class Sender:
+    """Registers calls and writes them, in one step under the lock: a reply can outrun the return of `send`."""
+
+    def __init__(self, life: Life, reader: Reader) -> None:
+        self._life = life
+        self._reader = reader
+
+    # -- out
+
+    def start(self, call: Call) -> None:
+        """Register and write one call. What it raises ended the call: nothing is kept, and nobody else is told."""
+        self.start_all((call,))
+
+    def start_all(self, calls: Sequence[Call]) -> None:
+        """The same for several calls, written at once; all of them are accepted, or none."""
+        life = self._life
+        self._check()
+        frames = [encode_message(call.message.body, masked=True) for call in calls]
+        direct = life.preparer is threading.current_thread() if life.preparer is not None else False
+        with life.lock:
+            writes = self._submit_all(calls, direct)
+            transport = life.transport
+            ticket = self._write(calls, frames, writes)
+            sooner = life.session.sooner
+        if sooner:
+            life.poller.wake()
+        if ticket is not None and ticket.room is not None and transport is not None:
+            self._wait_for_room(calls, transport, ticket)
+
+    def _check(self) -> None:
+        if self._life.forked:
+            raise ForkedError("this connection belongs to the parent process; dial a new one")
+
+    def _submit_all(self, calls: Sequence[Call], direct: bool) -> int:
+        """Have all calls accepted; returns how many are to be written now, the rest waits. Requires the lock."""
+        session = self._life.session
+        accepted: list[Call] = []
+        writes = 0
+        try:
+            for call in calls:
+                writes += session.submit(call, call.asked_at, direct=direct)
+                accepted.append(call)
+        except Exception:
+            for call in accepted:
+                call.sent_at = None  # nothing of it was written, nothing will answer it
+                session.cancel(call, call.asked_at)
+            raise
+        return writes
+
+    def _write(self, calls: Sequence[Call], frames: list[bytes], writes: int) -> Ticket | None:
+        """Write the first calls; requires the lock."""
+        if not writes:
+            return None
+        first = calls[0]
+        self._life.write(first, frames[0] if writes == 1 else b"".join(frames[:writes]))
+        for call in calls[1:writes]:
+            call.ticket = first.ticket
+        self._life.messages_sent += writes - 1
+        return first.ticket if isinstance(first.ticket, Ticket) else None
+
+    def _wait_for_room(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
+        """Wait until the write buffer has room for what was sent."""
+        if self.is_reading_thread():
+            return  # a function that must not block: what it sends is queued past the bound
+        write_timeout = self._life.options.write_timeout
+        deadlines = [call.deadline for call in calls if call.deadline is not None]
+        if write_timeout is not None:
+            deadlines.append(time.monotonic() + write_timeout)
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        try:
+            in_time = transport.wait_for_room(ticket, timeout)
+        except ConnectionLost as error:
+            self._refused(calls, error)
+            return
+        except BaseException:
+            self._give_up(calls, transport, ticket)
+            raise
+        if not in_time:
+            self._too_late(calls, transport, ticket)
+
+    def _refused(self, calls: Sequence[Call], error: ConnectionLost) -> None:
+        """The connection ended meanwhile: calls that await a reply are told by its end, the others here."""
+        if not calls[0].wants_reply:
+            raise error.about_request(calls[0].message, error.written) from error
+
+    def _too_late(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
+        now = time.monotonic()
+        if not transport.withdraw(ticket):
+            # Part of it is written, and the rest cannot be: no other frame can follow.
+            self._life.lose(transport, ConnectionLost("a message could not be written within write_timeout"))
+            self._refused(calls, ConnectionLost("the message could not be written whole within write_timeout"))
+            return
+        mine = self._cancel_all(calls, now)
+        for call in mine[1:]:
+            self._life.tell(call.fail(self._write_timeout(call, now)))
+        if mine:
+            raise self._write_timeout(mine[0], now)
+
+    def _write_timeout(self, call: Call, now: float) -> EvtwsError:
+        if call.is_due(now):
+            return self._life.timeout_of(call, now)
+        error = WriteTimeout("not a byte was written within write_timeout: the peer does not read")
+        return error.about(call.message)
+
+    def _give_up(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
+        """The sender was interrupted."""
+        if transport.withdraw(ticket):
+            self._cancel_all(calls, time.monotonic())
+
+    def _cancel_all(self, calls: Sequence[Call], now: float) -> list[Call]:
+        with self._life.lock:
+            return [call for call in calls if self._life.session.cancel(call, now)]
+
+    # -- and back
+
+    def wait_for_reply(self, call: Waiting) -> Message:
+        """Wait for the end of that call; raises what it ended by."""
+        life = self._life
+        try:
+            self._reader.read_for(call)
+            ended = call.done or call.wait()
+        except BaseException:
+            self.cancel(call)
+            raise
+        if not ended:
+            now = time.monotonic()
+            if self.cancel(call):
+                raise life.timeout_of(call, now)
+            call.wait_on()  # somebody else took it out just now, and is about to tell
+        if call.error is not None:
+            raise call.error
+        assert call.reply is not None
+        return call.reply
+
+    def cancel(self, call: Call) -> bool:
+        """Take a call out of the queue; False if it ended already. The caller tells it, or need not."""
+        with self._life.lock:
+            return self._life.session.cancel(call, time.monotonic())
+
+    def remove(self, message: Message) -> bool:
+        """Take the call of that message out of the queue and tell it so; False if there is none."""
+        with self._life.lock:
+            call = self._life.session.find(message)
+            found = call is not None and self._life.session.cancel(call, time.monotonic())
+        if call is not None and found:
+            self._life.tell(call.fail(RequestCancelled("the request was removed from the queue").about(message)))
+        return found
+
+    def check_may_wait(self) -> None:
+        """Raise WouldDeadlock where the caller must not wait for a reply, ForkedError in a forked child."""
+        self._check()
+        if self.is_reading_thread():
+            raise WouldDeadlock("a function that runs where messages are read cannot wait for one; use a callback")
+
+    def is_reading_thread(self) -> bool:
+        """Whether the caller is a function of the user's that runs where messages are read."""
+        return self._life.routing_thread == threading.get_ident()
