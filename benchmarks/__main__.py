@@ -80,9 +80,7 @@ def main() -> int:
             profile(workloads(share)[arguments.profile], url)
             return 0
         print(_versions(), flush=True)
-        print(
-            f"\n{'workload':<20} {'client':<27} {'median':>10}   {'evtws / client (min .. max)':<24} target"
-        )
+        print(f"\n{'workload':<20} {'client':<27} {'median':>10}   {'evtws / client (min .. max)':<24} target")
         verdicts = [row.met for row in _rows(arguments, url, share) if row.met is not None]
     print(f"\n{verdicts.count(True)} of {len(verdicts)} targets met")
     return 1 if arguments.check and not all(verdicts) else 0

@@ -44,9 +44,7 @@ def fill(connection: evtws.Connection, pending: int) -> None:
     """Leave `pending` requests that the server never answers, each with its timeout, as a user's have."""
     for start in range(0, pending, _BATCH):
         numbers = range(start, min(start + _BATCH, pending))
-        connection.submit_many(
-            [evtws.Message.json({"id": -1 - n, "silent": True}, timeout=3600) for n in numbers]
-        )
+        connection.submit_many([evtws.Message.json({"id": -1 - n, "silent": True}, timeout=3600) for n in numbers])
 
 
 def _timed(connection: evtws.Connection, numbers: itertools.count[int], count: int) -> float:

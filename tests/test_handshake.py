@@ -42,12 +42,8 @@ def client(**options: object) -> ClientHandshake:
 
 def accept_token(request: bytes) -> str:
     """The answer to a request's key, worked out apart from the code under test."""
-    key = dict(line.split(": ", 1) for line in request.decode("latin-1").split("\r\n")[1:-2])[
-        "Sec-WebSocket-Key"
-    ]
-    return base64.b64encode(
-        hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-    ).decode()
+    key = dict(line.split(": ", 1) for line in request.decode("latin-1").split("\r\n")[1:-2])["Sec-WebSocket-Key"]
+    return base64.b64encode(hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
 
 
 def response_bytes(
@@ -118,9 +114,7 @@ def test_server_answers_with_the_token_of_the_key() -> None:
         (["b"], "a", "a"),
     ],
 )
-def test_server_chooses_the_subprotocol(
-    supported: list[str], chosen: str | None, expected: str | None
-) -> None:
+def test_server_chooses_the_subprotocol(supported: list[str], chosen: str | None, expected: str | None) -> None:
     """The server takes the first supported subprotocol that was offered, unless it is told which."""
     peer = client(subprotocols=["a", "b"])
     handshake = ServerHandshake(supported_subprotocols=supported)
@@ -187,16 +181,10 @@ def test_server_answers_once() -> None:
         pytest.param(request_bytes("Upgrade: h2c", without="Upgrade"), 400, id="upgrade"),
         pytest.param(request_bytes(without="Sec-WebSocket-Key"), 400, id="no key"),
         pytest.param(request_bytes(f"Sec-WebSocket-Key: {KEY}"), 400, id="two keys"),
-        pytest.param(
-            request_bytes("Sec-WebSocket-Key: c2hvcnQ=", without="Sec-WebSocket-Key"), 400, id="short"
-        ),
+        pytest.param(request_bytes("Sec-WebSocket-Key: c2hvcnQ=", without="Sec-WebSocket-Key"), 400, id="short"),
         pytest.param(request_bytes("Sec-WebSocket-Key: *", without="Sec-WebSocket-Key"), 400, id="no base64"),
-        pytest.param(
-            request_bytes("Sec-WebSocket-Key: \xff", without="Sec-WebSocket-Key"), 400, id="no ascii"
-        ),
-        pytest.param(
-            request_bytes("Sec-WebSocket-Version: 8", without="Sec-WebSocket-Version"), 426, id="version"
-        ),
+        pytest.param(request_bytes("Sec-WebSocket-Key: \xff", without="Sec-WebSocket-Key"), 400, id="no ascii"),
+        pytest.param(request_bytes("Sec-WebSocket-Version: 8", without="Sec-WebSocket-Version"), 426, id="version"),
         pytest.param(request_bytes("Sec-WebSocket-Protocol: \xe9"), 400, id="subprotocol of bytes"),
         pytest.param(request_bytes("Content-Length: 3"), 400, id="body"),
         pytest.param(request_bytes("Transfer-Encoding: chunked"), 400, id="chunked body"),
@@ -324,9 +312,7 @@ def test_client_refuses_bad_subprotocols(names: list[str]) -> None:
         client(subprotocols=names)
 
 
-@pytest.mark.parametrize(
-    "value", ["secret\r\nX: y", "secret\n", "secret\r", "secret\0", "secret\x7f", "secret€"]
-)
+@pytest.mark.parametrize("value", ["secret\r\nX: y", "secret\n", "secret\r", "secret\0", "secret\x7f", "secret€"])
 def test_header_values_are_checked(value: str) -> None:
     """A header value that HTTP cannot carry is a ValueError that names the header, not the value."""
     server = ServerHandshake()
@@ -412,9 +398,7 @@ def test_client_bounds_interim_responses() -> None:
         pytest.param(["Sec-WebSocket-Extensions: permessage-deflate"], "\0", id="unasked extension"),
         pytest.param(["Sec-WebSocket-Protocol: other"], "\0", id="unoffered subprotocol"),
         pytest.param(["Sec-WebSocket-Protocol: Chat"], "\0", id="subprotocol of another case"),
-        pytest.param(
-            ["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: chat"], "\0", id="two subprotocols"
-        ),
+        pytest.param(["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: chat"], "\0", id="two subprotocols"),
         pytest.param(["Sec-WebSocket-Protocol: \xe9"], "\0", id="subprotocol of bytes"),
         pytest.param(["no colon"], "\0", id="no header"),
     ],
@@ -517,9 +501,7 @@ def test_any_cut_gives_the_same(there: list[int], back: list[int], rest: bytes) 
 junk_line = st.text(st.characters(max_codepoint=255, exclude_characters="\n"), max_size=40)
 
 
-@given(
-    st.lists(junk_line, max_size=4), st.sampled_from(["GET / HTTP/1.1", "HTTP/1.1 101 X", "HTTP/1.1 404 X"])
-)
+@given(st.lists(junk_line, max_size=4), st.sampled_from(["GET / HTTP/1.1", "HTTP/1.1 101 X", "HTTP/1.1 404 X"]))
 def test_junk_is_a_handshake_error_or_nothing(lines: list[str], first: str) -> None:
     """Whatever headers come, no error but HandshakeError is raised."""
     server, peer = ServerHandshake(), client()

@@ -414,9 +414,7 @@ def test_retry_after_date_without_date(date: dict[str, str]) -> None:
     assert 150 < delay <= 200
 
 
-@pytest.mark.parametrize(
-    "value", ["", "soon", "-5", "1.5", "٣", "Sun, 99 Nov 1994 08:49:37 GMT", "inf", "nan"]
-)
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "٣", "Sun, 99 Nov 1994 08:49:37 GMT", "inf", "nan"])
 def test_malformed_retry_after(value: str) -> None:
     """A Retry-After that cannot be read is ignored."""
     assert fixed().failed(refused(503, retry_after=value), 100) == 1

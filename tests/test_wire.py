@@ -316,9 +316,7 @@ def test_a_certificate_for_another_host(authority: trustme.CA, client_context: s
         (lambda peer: (peer.send(b"\x15\x03\x03\x00\x02\x02\x28"), peer.hold()), "HANDSHAKE_FAILURE"),
     ],
 )
-def test_tls_with_what_is_none(
-    script: Callable[[Peer], object], why: str, client_context: ssl.SSLContext
-) -> None:
+def test_tls_with_what_is_none(script: Callable[[Peer], object], why: str, client_context: ssl.SSLContext) -> None:
     """A peer that speaks no TLS, refuses it or goes away is a TLSError that says which."""
     with RawServer(script) as server:
         wire = wire_to(server)

@@ -68,9 +68,7 @@ class FuzzingServer:
             _ask(_url(self.port, "getCaseStatus", case=case, agent=agent))
         _ask(_url(self.port, "updateReports", agent=agent))
         report = json.loads((self.reports / "index.json").read_text())[agent]
-        return {
-            case: {key: row[key] for key in ("behavior", "behaviorClose")} for case, row in report.items()
-        }
+        return {case: {key: row[key] for key in ("behavior", "behaviorClose")} for case, row in report.items()}
 
 
 @contextmanager

@@ -42,9 +42,7 @@ def ask(connection: Any, **message: Any) -> Any:
 def test_aria2_answers_a_call(aria2: servers.Aria2) -> None:
     """aria2 answers a JSON-RPC call by its id."""
     with opened(aria2.url) as connection:
-        reply = ask(
-            connection, jsonrpc="2.0", id="a1", method="aria2.getVersion", params=[f"token:{aria2.secret}"]
-        )
+        reply = ask(connection, jsonrpc="2.0", id="a1", method="aria2.getVersion", params=[f"token:{aria2.secret}"])
     assert reply["id"] == "a1"
     assert "version" in reply["result"]
 
@@ -188,11 +186,7 @@ def test_graphql_says_goodbye(tmp_path: Path) -> None:
 
 def listening_addresses(port: int) -> set[str]:
     """The local addresses that listen on this TCP port, in hexadecimal (proc(5): /proc/net/tcp)."""
-    rows = [
-        row.split()
-        for name in ("tcp", "tcp6")
-        for row in Path("/proc/net", name).read_text().splitlines()[1:]
-    ]
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path("/proc/net", name).read_text().splitlines()[1:]]
     listening = [row[1].split(":") for row in rows if row[3] == "0A"]
     return {address for address, number in listening if int(number, 16) == port}
 
