@@ -261,7 +261,7 @@ def test_any_thread_may_send(dial: Any) -> None:
             for number in range(300):
                 client.send(f"{name}{number}")
 
-        threads = [threading.Thread(target=push, args=(name,)) for name in "abc"]
+        threads = [threading.Thread(target=push, args=(name,), daemon=True) for name in "abc"]
         for thread in threads:
             thread.start()
         bodies = [peer.recv(SOON) for _ in range(900)]
@@ -503,7 +503,8 @@ def test_paused_reading_fills_the_window(context: ssl.SSLContext | None, client_
         peer = websocket.create_connection(server.url, timeout=SOON, sslopt={"context": client_context})
         client = only(server)
         client.pause_reading()
-        sender = threading.Thread(target=lambda: [peer.send_binary(bytes(1_000_000)) for _ in range(total)])
+        body = bytes(1_000_000)
+        sender = threading.Thread(target=lambda: [peer.send_binary(body) for _ in range(total)], daemon=True)
         sender.start()
         sender.join(300 * MS)
         assert sender.is_alive()
@@ -550,11 +551,16 @@ def test_a_script_may_pause_and_resume_at_once() -> None:
 
 def test_a_client_that_does_not_read_is_not_read() -> None:
     """The echoes to a client that never reads are bounded: the server stops reading it, and serves others."""
-    flood = encode_message(b"x" * 100_000, masked=True) * 1000
+    message = encode_message(b"x" * 100_000, masked=True)
+
+    def flood(sock: socket.socket) -> None:
+        for _ in range(1000):
+            sock.sendall(message)
+
     with Server(lambda client, body: client.send(body), record=False) as server, raw(server) as sock:
         sock.settimeout(300 * MS)
         with pytest.raises(TimeoutError):
-            sock.sendall(flood)
+            flood(sock)
         assert server.received_count < 500
         with raw(server) as other:
             other.sendall(encode_message("hello", masked=True))
@@ -581,6 +587,17 @@ def test_wait_for_gives_up() -> None:
     with Server() as server:
         assert server.wait_for(1, 10 * MS) is False
         assert server.wait_for(lambda: server.connections, 10 * MS) == []
+
+
+def test_wait_for_returns_at_once() -> None:
+    """wait_for returns as soon as what it waits for is true."""
+    with Server() as server, raw(server) as sock:
+        later = threading.Timer(30 * MS, sock.sendall, [encode_message("x", masked=True)])
+        later.start()
+        began = time.monotonic()
+        assert server.wait_for(1, SOON)
+        assert time.monotonic() - began < SOON / 2
+        later.join()
 
 
 def test_a_script_error_is_raised_at_the_end(dial: Any) -> None:
