@@ -118,11 +118,11 @@ def _socks_connect(wire: Wire, proxy: Proxy, host: str, port: int) -> None:
 
 
 class _Stream:
-    """What python-socks' connectors read and write."""
+    """What python-socks' connectors read and write; 2.x and 3.x call it by different names."""
 
     def __init__(self, wire: Wire) -> None:
-        self.write = wire.write
-        self.read_exactly = wire.read_exactly
+        self.write = self.write_all = wire.write
+        self.read_exactly = self.read_exact = wire.read_exactly
 
 
 class _Resolver:

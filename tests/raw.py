@@ -43,12 +43,16 @@ class Peer:
         """The request's header, which is also kept in `request`."""
         data = b""
         while not data.endswith(b"\r\n\r\n"):
-            chunk = self.sock.recv(1)
-            if not chunk:
-                raise ConnectionError("the client went away")
-            data += chunk
+            data += self.receive(1)
         self.request = data.decode("latin-1")
         return self.request
+
+    def receive(self, size: int) -> bytes:
+        """At most `size` bytes, but some."""
+        data = self.sock.recv(size)
+        if not data:
+            raise ConnectionError("the client went away")
+        return data
 
     def header(self, name: str) -> str | None:
         """The value of a header of the request."""
@@ -91,6 +95,16 @@ class Peer:
 
 
 Script = Callable[[Peer], object]
+
+
+def upgrading(*headers: str) -> Script:
+    """A script that accepts the upgrade, and then only listens."""
+
+    def script(peer: Peer) -> None:
+        peer.upgrade(*headers)
+        peer.hold()
+
+    return script
 
 
 class RawServer:
