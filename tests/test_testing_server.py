@@ -392,11 +392,13 @@ def test_server_closes(context: ssl.SSLContext | None, dial: Any) -> None:
 
 def test_what_was_sent_arrives_before_the_close() -> None:
     """A close frame does not outrun megabytes before it, however slowly they are read."""
-    with Server() as server:
-        sock = raw(server)
-        client = only(server)
+
+    def script(client: ClientConnection) -> None:
         client.send(b"x" * 20_000_000)
         client.close()
+
+    with Server(on_connect=script) as server:
+        sock = raw(server)
         sock.sendall(encode(Opcode.CLOSE, b"\x03\xe8", masked=True))
         data = read_all(sock)
         assert len(data) == 20_000_010 + 4

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 _HIGH_WATER = 8 << 20  # bytes unsent above which a client that does not read is not read either
-_LINGER = 1.0  # seconds that a client has to close its side after ours
+_LINGER = 1.0  # seconds that a client has to close its side after our FIN
 _BATCH = 256
 
 
@@ -278,11 +278,11 @@ class ClientConnection:
         if self._phase is not _Phase.GONE:
             self._phase = _Phase.ENDING
             self._server.unflushed.add(self)
-            self._loop.later(_LINGER, self.end)
 
     def _send_fin(self) -> None:
         self._fin_sent = True
         self._wire.end_writing()
+        self._loop.later(_LINGER, self.end)
 
     def _drop(self, reset: bool) -> None:
         if self._phase is _Phase.GONE:
