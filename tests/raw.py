@@ -107,6 +107,16 @@ def upgrading(*headers: str) -> Script:
     return script
 
 
+def refusing(*lines: str, body: bytes = b"") -> Script:
+    """A script that answers with a status line and headers, and then only listens."""
+
+    def script(peer: Peer) -> None:
+        peer.answer(*lines, body=body)
+        peer.hold()
+
+    return script
+
+
 class RawServer:
     """Listens while it is entered; `peers` are the connections so far, oldest first."""
 

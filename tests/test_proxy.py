@@ -249,7 +249,7 @@ def test_socks(proxy: Proxy, host: str, exchanges: list[tuple[bytes, bytes]], mo
     [
         ("socks4a", [(b"\x04", b"\x00\x5b\x00\x00\x00\x00\x00\x00")], "rejected"),
         ("socks5h", [(b"\x05", b"\x05\xff")], "authentication"),
-        ("socks5h", [FIVE_HELLO, (b"\x05", b"\x05\x05\x00\x01")], "refused by destination"),
+        ("socks5h", [FIVE_HELLO, (b"\x05", b"\x05\x05\x00\x01" + bytes(6))], "refused by destination"),
         ("socks5h", [(b"\x05", b"HTTP/1.1 400 No\r\n\r\n")], "version"),
     ],
 )
