@@ -67,8 +67,9 @@ class Connection(Options):
             if engine is not None:
                 engine.join(time.monotonic())
             engine = Engine(self, self.copy(), url, first_must_open=not retry)
-            engine.start()
+            # First, because a prepare() or an on_message that is there at once sends on this Connection.
             self._engine = engine
+            engine.start()
             processes.register(engine)
             weakref.finalize(self, _dropped, engine.life.poller, engine.life.callbacks).atexit = False
         self._wait_first_attempt(engine, retry)
