@@ -76,20 +76,20 @@ class Waiting(Call):
 
     def _end(self) -> None:
         self._done.release()
-        if self.wake is not None:
-            self.wake()
+        if (wake := self.wake) is not None:
+            wake()
 
     @property
-    def done(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the call has ended."""
         return not self._done.locked()
 
-    def wait(self) -> bool:
-        """Block until the call has ended or its deadline has come; whether it has ended."""
+    def wait_until(self, deadline: float | None) -> bool:
+        """Block until the call has ended or the deadline (monotonic) has come; whether it has ended."""
         while True:
-            left = _SLICE if self.deadline is None else self.deadline - time.monotonic()
+            left = _SLICE if deadline is None else deadline - time.monotonic()
             if self._done.acquire(timeout=max(0.0, min(left, _SLICE))):
-                self._done.release()  # `done` reads it again
+                self._done.release()  # `has_ended` reads it again
                 return True
             if left <= 0:
                 return False
@@ -103,14 +103,20 @@ class Waiting(Call):
 class Reply(Future["Message"]):
     """A Future for the reply to one request.
 
-    `cancel()` removes the request from the queue. Done-callbacks run on the callbacks thread.
+    `cancel()` removes the request from the queue. Done-callbacks run on the callbacks thread. A thread that waits in
+    `result` or `exception` may do the reading meanwhile, by `wait(reply, deadline)`.
     """
 
     # Guards the making of a Future's condition, an ending that needs none, and the list of callbacks; one for all
     # Futures, since it is held for a few steps only.
     _guard = threading.Lock()
 
-    def __init__(self, remove: Callable[[], bool], later: Callable[[Sequence[Task]], object]) -> None:
+    def __init__(
+        self,
+        remove: Callable[[], bool],
+        later: Callable[[Sequence[Task]], object],
+        wait: Callable[[Any, float | None], bool],
+    ) -> None:
         # Not Future.__init__: the Condition that it makes is most of a Future's 1.7 KB and of its cost, and a
         # Future that is asked for its result after it is done never needs it.
         self._made: threading.Condition | None = None
@@ -123,6 +129,39 @@ class Reply(Future["Message"]):
         self._ended = False
         self._remove = remove
         self._later = later
+        self._wait = wait
+        #: What ends the wait of a thread that does the reading, None while it does not wait.
+        self.wake: Callable[[], object] | None = None
+
+    def result(self, timeout: float | None = None) -> Message:
+        """The reply. Raises what the request ended by, TimeoutError after `timeout` seconds, CancelledError."""
+        if not self._is_finished(timeout):
+            return super().result(0)
+        if self._exception is not None:
+            raise self._exception
+        assert self._result is not None
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the request ended by, None if that was a reply. Raises as `result` does."""
+        return self._exception if self._is_finished(timeout) else super().exception(0)
+
+    def _is_finished(self, timeout: float | None) -> bool:
+        """Wait until there is a result or an exception; False if there is none in time, or it was cancelled."""
+        if self._state != "FINISHED":
+            self._wait(self, None if timeout is None else time.monotonic() + timeout)
+        return self._state == "FINISHED"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the call has ended."""
+        return self._state != "PENDING"
+
+    def wait_until(self, deadline: float | None) -> bool:
+        """Block until the call has ended or the deadline (monotonic) has come; whether it has ended."""
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with self._condition:
+            return self._condition.wait_for(lambda: self.has_ended, timeout)
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -160,6 +199,8 @@ class Reply(Future["Message"]):
         with self._guard:
             self._ended = True
             tasks, self._tasks = self._tasks, None
+        if (wake := self.wake) is not None:
+            wake()
         return tasks or ()
 
     def cancel(self) -> bool:

@@ -209,7 +209,7 @@ class Connection(Options):
         self._prepared(message)
         call = InFuture(message, now, self._or(timeout, self._timeout_of(message)), self.in_flight)
         call.key = engine.life.correlation.key_for_request(message)
-        call.future = Reply(lambda: engine.sender.cancel(call), engine.life.tell)
+        call.future = Reply(lambda: engine.sender.cancel(call), engine.life.tell, engine.reader.wait)
         return call
 
     def stream(

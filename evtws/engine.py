@@ -86,13 +86,19 @@ class Engine:
             more = self.reader.round(transport, ready)
         if life.fault is not None:
             self._ending.end(life.fault)
-        self._tick(judge=not more and not self.reader.held)
+        now = time.monotonic()
+        at = life.next_at()
+        if at is not None and at <= now:
+            self._tick(now, judge=not more and not self.reader.held)
+            at = life.next_at()
         if life.session.draining:
             self._check_drained()
-        return 0.0 if more else life.next_round()
+        if more:
+            return 0.0
+        return None if at is None else max(0.0, at - time.monotonic())
 
-    def _tick(self, *, judge: bool) -> None:
-        life, now = self.life, time.monotonic()
+    def _tick(self, now: float, *, judge: bool) -> None:
+        life = self.life
         with life.lock:
             due = life.session.tick(now, judge=judge)
             life.write_all(due.writes)
@@ -181,7 +187,7 @@ class Engine:
             transport.forget()
 
     def _is_own_thread(self) -> bool:
-        return threading.current_thread() is self._thread or self.sender.is_reading_thread()
+        return threading.current_thread() is self._thread or self.reader.is_current_thread
 
     def join(self, deadline: float) -> None:
         """Wait for the threads until the deadline (monotonic) and a little; one in user code then is detached."""

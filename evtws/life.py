@@ -136,19 +136,18 @@ class Life:
 
     # -- waiting, on the I/O thread
 
-    def next_round(self) -> float | None:
-        """Seconds until a timer falls due, None: there is none."""
+    def next_at(self) -> float | None:
+        """When the session's next timer falls due (monotonic seconds), None: there is none."""
         with self.lock:
             self.session.sooner = False
-            at = self.session.next_at
-        return None if at is None else max(0.0, at - time.monotonic())
+            return self.session.next_at
 
     def wait_for(self, readers: Sequence[HasFileno], writers: Sequence[HasFileno], deadline: float) -> list[HasFileno]:
         """Wait for sockets, a wake-up or the deadline (monotonic, maybe infinite); calls that expire are told."""
-        timer = self.next_round()
-        left = max(0.0, deadline - time.monotonic())
-        timeout = left if timer is None else min(left, timer)
-        ready = self.poller.wait_for(readers, writers, None if math.isinf(timeout) else timeout)
+        timer = self.next_at()
+        until = deadline if timer is None else min(deadline, timer)
+        timeout = None if math.isinf(until) else max(0.0, until - time.monotonic())
+        ready = self.poller.wait_for(readers, writers, timeout)
         now = time.monotonic()
         with self.lock:
             expired = self.session.expired(now)

@@ -85,8 +85,7 @@ class Message:
         in_flight: InFlight | None = None,
     ) -> Message:
         """A text message whose body is `obj` as compact JSON and whose params are `obj` itself."""
-        body = json.dumps(obj, separators=(",", ":"))
-        return cls(body, obj, callback, on_failure=on_failure, timeout=timeout, in_flight=in_flight)
+        return cls(_compact(obj), obj, callback, on_failure=on_failure, timeout=timeout, in_flight=in_flight)
 
     def __repr__(self) -> str:
         # The body may hold a token: only its kind and size are shown.
@@ -103,3 +102,5 @@ def received(body: str | bytes) -> Message:
 
 
 _new = Message.__new__
+# Made once: `json.dumps` with separators makes an encoder for each call.
+_compact = json.JSONEncoder(separators=(",", ":")).encode

@@ -217,11 +217,10 @@ class PendingQueue:
     @property
     def unblocks_at(self) -> float | None:
         """When the tombstone at the head of the line gives up its place (monotonic seconds); None: not by time."""
-        if not self.blocked or self._late_after is None:
+        if not self._line or self._late_after is None:
             return None
         ended_at = self._line[0].ended_at
-        assert ended_at is not None
-        return ended_at + self._late_after
+        return None if ended_at is None else ended_at + self._late_after
 
     @property
     def reply_is_overdue_for_ever(self) -> bool:

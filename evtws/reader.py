@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
-from .calls import Waiting
-from .errors import ConnectionClosed, ConnectionLost, EvtwsError
+from .errors import ConnectionClosed, ConnectionLost, EvtwsError, WouldDeadlock
 from .frames import Close, Opcode, Ping, Pong, Received
 from .life import Life
 from .poller import ReadWait
 from .pulse import Pulse
 from .router import Router
 from .transport import Transport
+
+
+class Waiter(Protocol):
+    """Somebody who waits for one call to end; `wake` is called when it does, while it is not None."""
+
+    wake: Callable[[], object] | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the call has ended."""
+        ...
+
+    def wait_until(self, deadline: float | None) -> bool:
+        """Block until the call has ended or the deadline (monotonic) has come; whether it has ended."""
+        ...
+
 
 #: Seconds between two attempts to take the reading away from a caller.
 _PATIENCE = 0.02
@@ -28,6 +46,8 @@ class Reader:
         self._callback_waits = False
         #: True while nothing is read because the callback queue is full.
         self.held = False
+        # Who waits; a set, whose changes need no lock.
+        self._waiting: set[Waiter] = set()
         # Where a caller that reads waits; made when first needed, for one transport. Guarded by `life.reading`.
         self._wait: ReadWait | None = None
 
@@ -48,7 +68,10 @@ class Reader:
     def may_read(self) -> bool:
         """Whether the callback queue has room for what is read, where `overflow="block"` asks that."""
         life = self._life
-        if life.options.overflow == "drop" or self._callback_waits:
+        if life.options.overflow == "drop":
+            return True
+        if self._callback_waits:
+            life.poller.want_read(True)
             return True
         half = life.callbacks.limit // 2
         if self.held:
@@ -79,45 +102,73 @@ class Reader:
 
     # -- on a caller's thread
 
-    def read_for(self, call: Waiting) -> None:
-        """Do the reading until this call has ended or its deadline has come, if nobody else does it.
+    def wait(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Wait until this waiter is done or the deadline (monotonic seconds) has come; whether it is done.
 
-        Saves two changes of thread for each request. Returns early when the connection ends.
+        The caller does the reading meanwhile if nobody else waits: that saves two changes of thread for each request.
+        Where several wait, the I/O thread serves them better.
         """
         life = self._life
+        self.check_may_wait()
         if life.callbacks.is_current_thread:
-            self._callback_waits = True
-            life.poller.want_read(True)
+            return self._wait_in_callback(waiter, deadline)
+        self._waiting.add(waiter)
         try:
-            if life.poller.can_share and self.may_read() and life.reading.acquire(blocking=False):
-                try:
-                    self._read_for(call)
-                finally:
-                    life.reading.release()
-                    life.poller.want_read(True)
+            if len(self._waiting) == 1 and life.poller.can_share and self.may_read():
+                self._try_reading(waiter, deadline)
+            return waiter.has_ended or waiter.wait_until(deadline)
         finally:
-            if life.callbacks.is_current_thread:
-                call.wait()
-                self._callback_waits = False
-                life.poller.wake()
+            self._waiting.discard(waiter)
 
-    def _read_for(self, call: Waiting) -> None:
-        transport = self._life.transport
-        if transport is None:
-            return
-        if self._wait is None:
-            self._wait = ReadWait(transport)
-        self._life.poller.want_read(False)
-        call.wake = self._wait.wake
+    def _wait_in_callback(self, waiter: Waiter, deadline: float | None) -> bool:
+        """The callbacks thread waits: it does not empty its queue, and reading must go on all the same."""
+        self._callback_waits = True
+        if self.held:
+            self._life.poller.wake()
         try:
-            while not call.done and self._is_current(transport) and not call.is_due(time.monotonic()):
-                if not transport.has_more:
-                    self._wait.wait(call.deadline)
-                self._read(transport)
+            return waiter.wait_until(deadline)
         finally:
-            call.wake = None
-        if transport.has_more or self._life.session.draining:
-            self._life.poller.wake()  # no selector tells of these bytes
+            self._callback_waits = False
+
+    def check_may_wait(self) -> None:
+        """Raise WouldDeadlock where messages are read: nothing more is read until that function returns."""
+        if self.is_current_thread:
+            raise WouldDeadlock("a function that runs where messages are read cannot wait for one; use a callback")
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller is a function of the user's that runs where messages are read."""
+        return self._life.routing_thread == threading.get_ident()
+
+    def _try_reading(self, waiter: Waiter, deadline: float | None) -> None:
+        life = self._life
+        if not life.reading.acquire(blocking=False):
+            return
+        try:
+            transport = life.transport
+            if transport is not None:
+                life.poller.want_read(False)
+                self._read_until(transport, waiter, deadline)
+        finally:
+            life.reading.release()
+            life.poller.want_read(True)
+        if transport is not None and (transport.has_more or life.session.draining):
+            life.poller.wake()  # no selector tells of these bytes
+
+    def _read_until(self, transport: Transport, waiter: Waiter, deadline: float | None) -> None:
+        """Read and route until the waiter is done, or the deadline or the end of the connection has come."""
+        life = self._life
+        wait = self._wait = self._wait or ReadWait(transport)
+        while life.transport is transport and life.fault is None:
+            if not transport.has_more:
+                # Whoever ends this call on another thread must wake this one, but only while it waits.
+                waiter.wake = wait.wake
+                if not waiter.has_ended:
+                    wait.wait(deadline)
+                waiter.wake = None
+            self._read(transport)
+            if waiter.has_ended or (deadline is not None and time.monotonic() >= deadline):
+                return
 
     def _is_current(self, transport: Transport) -> bool:
         return self._life.transport is transport and self._life.fault is None

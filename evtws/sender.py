@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from .calls import Waiting
-from .errors import ConnectionLost, EvtwsError, ForkedError, RequestCancelled, WouldDeadlock, WriteTimeout
+from .errors import ConnectionLost, EvtwsError, ForkedError, RequestCancelled, WriteTimeout
 from .frames import encode_message
 from .life import Life
 from .message import Message
@@ -78,7 +78,7 @@ class Sender:
 
     def _wait_for_room(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
         """Wait until the write buffer has room for what was sent."""
-        if self.is_reading_thread():
+        if self._reader.is_current_thread:
             return  # a function that must not block: what it sends is queued past the bound
         write_timeout = self._life.options.write_timeout
         deadlines = [call.deadline for call in calls if call.deadline is not None]
@@ -135,8 +135,7 @@ class Sender:
         """Wait for the end of that call; raises what it ended by."""
         life = self._life
         try:
-            self._reader.read_for(call)
-            ended = call.done or call.wait()
+            ended = self._reader.wait(call, call.deadline)
         except BaseException:
             self.cancel(call)
             raise
@@ -167,9 +166,4 @@ class Sender:
     def check_may_wait(self) -> None:
         """Raise WouldDeadlock where the caller must not wait for a reply, ForkedError in a forked child."""
         self._check()
-        if self.is_reading_thread():
-            raise WouldDeadlock("a function that runs where messages are read cannot wait for one; use a callback")
-
-    def is_reading_thread(self) -> bool:
-        """Whether the caller is a function of the user's that runs where messages are read."""
-        return self._life.routing_thread == threading.get_ident()
+        self._reader.check_may_wait()

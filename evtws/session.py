@@ -238,15 +238,22 @@ class Session:
     @property
     def next_at(self) -> float | None:
         """When `tick` has something to do (monotonic seconds), or None."""
-        moments = (
-            self.timers.next_at,
-            self.retry_at,
-            self.close_by if self.state is State.CLOSING else None,
-            self.prepare_by if self.preparing else None,
-            self.keepalive.due_at if self.state is State.OPEN else None,
-            self.pending.unblocks_at,
-        )
-        return min((at for at in moments if at is not None), default=None)
+        if self.pending.reply_is_overdue_for_ever:
+            return 0.0
+        at = self.timers.next_at
+        for other in (self.retry_at, self._state_at, self.pending.unblocks_at):
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
+
+    @property
+    def _state_at(self) -> float | None:
+        """The deadline that belongs to the present state."""
+        if self.state is State.OPEN:
+            return self.keepalive.due_at
+        if self.state is State.CLOSING:
+            return self.close_by
+        return self.prepare_by if self.preparing else None
 
     def expired(self, now: float) -> list[Call]:
         """Take out the calls whose deadline has come."""

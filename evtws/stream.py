@@ -8,7 +8,7 @@ from types import TracebackType
 
 from .calls import Streaming
 from .engine import Engine
-from .errors import EvtwsError, WouldDeadlock
+from .errors import EvtwsError
 from .message import Message
 
 OnCancel = Message | Callable[[Message], Message]
@@ -44,8 +44,7 @@ class ReplyStream(Iterator[Message]):
         return self
 
     def __next__(self) -> Message:
-        if self._engine.sender.is_reading_thread():
-            raise WouldDeadlock("a function that runs where messages are read cannot wait for one; use a callback")
+        self._engine.reader.check_may_wait()
         try:
             reply = self._call.take(self._timeout)
         except TimeoutError:

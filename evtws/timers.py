@@ -38,15 +38,19 @@ class Timers:
 
     @property
     def next_at(self) -> float | None:
-        """When the next call falls due (monotonic seconds), or None."""
-        heap = self._heap
-        while heap and heap[0][2].ended_at is not None:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        """When to look again (monotonic seconds), or None.
+
+        An ended call at the top is left there: whoever waits until its deadline need not be woken for each call that
+        comes after it.
+        """
+        return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[Call]:
-        """Take out the calls whose deadline has come, earliest first."""
+        """Take out the calls whose deadline has come, earliest first; those that have ended are dropped."""
         calls = []
-        while (at := self.next_at) is not None and at <= now:
-            calls.append(heapq.heappop(self._heap)[2])
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            call = heapq.heappop(heap)[2]
+            if call.ended_at is None:
+                calls.append(call)
         return calls
