@@ -49,6 +49,7 @@ COOKIE_LIMIT = 50
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+_HOST_LINE = re.compile(rb"^Host: .*\r\n", re.MULTILINE)  # 1.8 and 1.9.0 cannot be told to leave it out
 _KEY = re.compile(rb"Sec-WebSocket-Key: (\S+)")
 _JUDGED = ("upgrade", "connection", "sec-websocket-accept")
 
@@ -139,9 +140,7 @@ def _upgrade(wire: Wire, request: Request, jar: CookieJar) -> Upgraded:
     opener: Any = websocket.WebSocket(enable_multithread=False)
     refused: Exception | None = None
     try:
-        opener.connect(
-            "ws://dial.invalid/", socket=exchange, redirect_limit=0, suppress_host=True, suppress_origin=True
-        )
+        opener.connect("ws://dial.invalid/", socket=exchange, redirect_limit=0, suppress_origin=True)
     except websocket.WebSocketException as exc:
         if isinstance(exc.__context__, DialError):  # it hides what looks like a timeout
             raise exc.__context__ from exc.__context__.__cause__
@@ -198,7 +197,7 @@ class _Exchange:
 
     def send(self, data: bytes) -> int:
         """Complete the request and send all of it."""
-        lines = data.partition(b"\r\n")[2].removesuffix(b"\r\n")
+        lines = _HOST_LINE.sub(b"", data.partition(b"\r\n")[2].removesuffix(b"\r\n"))
         self.key = _KEY.search(lines)[1]  # type: ignore[index]
         own = self._request.lines(_cookies_for(self._jar, self._request.url))
         self._wire.doing = f"waiting for the answer of {self._request.url.authority}"

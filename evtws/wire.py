@@ -76,7 +76,9 @@ class Wire:
         self.doing = f"in the TLS handshake with {hostname}"
         self._broke_off = TLSError
         try:
-            # wrap_socket would lose the socket over a name that it cannot use; this only refuses it.
+            # Over a name that it cannot use, or a peer that is gone, wrap_socket would lose the socket: both are
+            # found out before.
+            self.sock.getpeername()
             context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=hostname)
             tls = context.wrap_socket(self.sock, server_hostname=hostname, do_handshake_on_connect=False)
         except (OSError, ValueError) as exc:
@@ -94,7 +96,7 @@ class Wire:
     def _send(self, data: memoryview) -> int:
         try:
             return self.sock.send(data)
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             return len(data)
 
     def fill(self) -> bool:

@@ -54,6 +54,13 @@ class Peer:
             raise ConnectionError("the client went away")
         return data
 
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Do the server's part of the TLS handshake."""
+        self.sock.getpeername()  # wrap_socket would lose the socket if the client were gone
+        tls = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock = tls
+        tls.do_handshake()
+
     def header(self, name: str) -> str | None:
         """The value of a header of the request."""
         match = re.search(rf"^{re.escape(name)}: (.*)\r$", self.request, re.MULTILINE | re.IGNORECASE)
@@ -165,7 +172,7 @@ class RawServer:
     def _serve(self, peer: Peer) -> None:
         try:
             if self._context is not None:
-                peer.sock = self._context.wrap_socket(peer.sock, server_side=True)
+                peer.start_tls(self._context)
             self._script(peer)
         except OSError:
             pass  # the client went away, or the server is ending

@@ -278,7 +278,7 @@ def test_an_http_proxy(authority: trustme.CA) -> None:
     def script(peer: Peer) -> None:
         assert peer.read_request().startswith("CONNECT b.example:443 ")
         peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
-        peer.sock = server_context(authority).wrap_socket(peer.sock, server_side=True)
+        peer.start_tls(server_context(authority))
         upgrade(peer)
 
     with RawServer(script) as server:
@@ -331,7 +331,7 @@ def silent_at(stage: str, authority: trustme.CA) -> Script:
             peer.read_request()
             peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
         if stage in ("answer", "header", "body"):
-            peer.sock = server_context(authority).wrap_socket(peer.sock, server_side=True)
+            peer.start_tls(server_context(authority))
             peer.read_request()
             peer.send({"answer": b"", "header": b"HTTP/1.1 4", "body": b"HTTP/1.1 400 No\r\n\r\n"}[stage])
         peer.hold()

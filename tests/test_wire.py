@@ -312,7 +312,7 @@ def test_a_certificate_for_another_host(authority: trustme.CA, client_context: s
     [
         (lambda peer: (peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), peer.hold()), "does not speak TLS"),
         (lambda peer: peer.sock.recv(65536), "the peer closed the connection"),
-        (lambda peer: peer.reset(), "Connection reset"),
+        (lambda peer: peer.reset(), "Connection reset|not connected"),
         (lambda peer: (peer.send(b"\x15\x03\x03\x00\x02\x02\x28"), peer.hold()), "HANDSHAKE_FAILURE"),
     ],
 )
@@ -329,7 +329,7 @@ def test_tls_with_an_impossible_name(client_context: ssl.SSLContext) -> None:
     """A name that TLS cannot ask for is a TLSError."""
     with RawServer(lambda peer: peer.hold()) as server:
         wire = wire_to(server)
-        with pytest.raises(TLSError, match=r"UnicodeError|ValueError"):
+        with pytest.raises(TLSError, match=r"Unicode\w*Error|ValueError"):
             wire.start_tls(client_context, ".example")
         wire.close()
 
