@@ -205,6 +205,15 @@ def test_an_unreachable_first_address_costs_the_delay(attempt: Attempt, blackhol
         assert 0.2 < time.monotonic() - begun < 0.25 + 700 * MS
 
 
+def test_a_failure_starts_the_next_one(attempt: Attempt, blackhole: Address) -> None:
+    """While one address hangs, another that fails gives way to the next one at once."""
+    bad = [blackhole, *(local(closed_port()) for _ in range(4))]
+    with RawServer(lambda peer: peer.hold()) as server:
+        begun = time.monotonic()
+        connect([*bad, local(server.port)], attempt).close()
+        assert time.monotonic() - begun < 3 * room.CONNECT_DELAY
+
+
 def test_all_addresses_fail(attempt: Attempt) -> None:
     """When no address answers, the error names each one and why."""
     ports = [closed_port(), closed_port()]

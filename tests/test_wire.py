@@ -178,15 +178,17 @@ def test_a_reset_while_reading() -> None:
 
 def test_writing_more_than_fits() -> None:
     """A write goes on until all of it is written, however slowly the peer reads."""
-    received = []
+    received: list[int] = []
 
     def slowly(peer: Peer) -> None:
-        while data := peer.sock.recv(65536):
-            received.append(len(data))
+        while sum(received) < 8 << 20:
+            received.append(len(peer.receive(65536)))
+        peer.send(b"x")
 
     with RawServer(slowly) as server:
         wire = wire_to(server)
         wire.write(bytes(8 << 20))
+        assert wire.read_exactly(1) == b"x"
         wire.close()
     assert sum(received) == 8 << 20
 
@@ -274,7 +276,7 @@ def test_tls(authority: trustme.CA, client_context: ssl.SSLContext) -> None:
     def read_all(peer: Peer) -> None:
         assert blocked.wait(SOON)
         while sum(received) < 8 << 20:
-            received.append(len(peer.sock.recv(65536)))
+            received.append(len(peer.receive(65536)))
         peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
 
     with RawServer(read_all, context=server_context(authority)) as server:
