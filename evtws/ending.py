@@ -33,6 +33,8 @@ class Ending:
         self._reader.let_callers_go()
         with life.lock:
             transport, life.transport, life.fault = life.transport, None, None
+            if transport is not None:
+                transport.seal()  # whoever is about to write does not: what is said of its bytes stays true
             was_open = life.session.opened_at is not None
             wished = life.session.state is State.CLOSING
             silent = self._first_must_open and not life.session.openings
@@ -76,6 +78,7 @@ class Ending:
         life.poller.unwatch()
         transport.abort()
         transport.close(reset=wished and not polite)
+        life.messages_sent += transport.messages_sent
         life.bytes_sent += transport.bytes_sent
         life.bytes_received += transport.bytes_received
 

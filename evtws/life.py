@@ -39,9 +39,7 @@ class Life:
         self.connection = connection
         self.options = options
         self.correlation = Correlation(options.match_msg, options.match_key)
-        # Guards `session`, `transport`, `fault` and `messages_sent`, and with them the order in which messages are
-        # written: a call is registered and its bytes are queued in one step. Never held while anything waits or
-        # user code runs.
+        # Guards `session`, `transport` and `fault`. Never held while anything waits or user code runs.
         self.lock = threading.Lock()
         #: Notified when the state has changed.
         self.changed = threading.Condition(self.lock)
@@ -62,9 +60,8 @@ class Life:
         self.routing_thread: int | None = None
         #: In a forked child: nothing of this life may be touched.
         self.forked = False
-        self.messages_sent = 0
         #: Of the connections that have ended.
-        self.bytes_sent = self.bytes_received = 0
+        self.messages_sent = self.bytes_sent = self.bytes_received = 0
 
     # -- the end of the present connection
 
@@ -77,29 +74,21 @@ class Life:
 
     # -- writing
 
-    def write(self, call: Call, data: bytes | None = None) -> None:
-        """Write a call's message, or queue it; requires the lock and an open transport.
+    def write_all(self, calls: Sequence[Call]) -> None:
+        """Write what waited, in its order; requires the lock.
 
-        When writing is impossible it stays unwritten: the end of this connection decides what becomes of it.
-        Raises ConnectionLost then, for a message that nobody awaits a reply to.
+        When writing is impossible a request stays in flight, unwritten: the end of the connection decides about it. A
+        message that nobody awaits a reply to goes out on the next connection.
         """
         assert self.lock.locked()
-        assert self.transport is not None
-        try:
-            call.ticket = self.transport.send(data or encode_message(call.message.body, masked=True))
-            self.messages_sent += 1
-        except ConnectionLost as error:
-            if not call.wants_reply:
-                raise error.about_request(call.message, "no") from error
-
-    def write_all(self, calls: Sequence[Call]) -> None:
-        """Write what waited, in its order; requires the lock."""
         for call in calls:
+            assert self.transport is not None
             try:
-                self.write(call)
+                self.transport.send(encode_message(call.message.body, masked=True), (call,))
             except ConnectionLost:
-                call.sent_at = None
-                self.session.outbox.hold(call)  # it goes out on the next connection
+                if not call.wants_reply:
+                    call.sent_at = None
+                    self.session.outbox.hold(call)
 
     # -- telling the user
 

@@ -35,14 +35,19 @@ class Sender:
         self._check()
         frames = [encode_message(call.message.body, masked=True) for call in calls]
         direct = life.preparer is threading.current_thread() if life.preparer is not None else False
+        ticket: Ticket | None = None
         with life.lock:
             writes = self._submit_all(calls, direct)
             transport = life.transport
-            ticket = self._write(calls, frames, writes)
             sooner = life.session.sooner
+            if writes and life.correlation.in_order:
+                ticket = self._write(transport, calls, frames, writes)
+        if writes and ticket is None:
+            # Not under the lock: sixteen threads that send would queue behind one that waits for the interpreter.
+            ticket = self._write(transport, calls, frames, writes)
         if sooner:
             life.poller.wake()
-        if ticket is not None and ticket.room is not None and transport is not None:
+        if ticket is not None and ticket.room is not None:
             self._wait_for_room(calls, transport, ticket)
 
     def _check(self) -> None:
@@ -65,19 +70,23 @@ class Sender:
             raise
         return writes
 
-    def _write(self, calls: Sequence[Call], frames: list[bytes], writes: int) -> Ticket | None:
-        """Write the first calls; requires the lock."""
-        if not writes:
-            return None
-        first = calls[0]
-        self._life.write(first, frames[0] if writes == 1 else b"".join(frames[:writes]))
-        for call in calls[1:writes]:
-            call.ticket = first.ticket
-        self._life.messages_sent += writes - 1
-        return first.ticket if isinstance(first.ticket, Ticket) else None
+    def _write(
+        self, transport: Transport | None, calls: Sequence[Call], frames: list[bytes], writes: int
+    ) -> Ticket | None:
+        """Write the first calls; where replies come in order, under the lock that orders the line.
 
-    def _wait_for_room(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
+        When writing is impossible, calls that await a reply are told by the end of the connection. None then.
+        """
+        assert transport is not None
+        try:
+            return transport.send(frames[0] if writes == 1 else b"".join(frames[:writes]), calls[:writes])
+        except ConnectionLost as error:
+            self._refused(calls, error)
+            return None
+
+    def _wait_for_room(self, calls: Sequence[Call], transport: Transport | None, ticket: Ticket) -> None:
         """Wait until the write buffer has room for what was sent."""
+        assert transport is not None
         if self._reader.is_current_thread:
             return  # a function that must not block: what it sends is queued past the bound
         write_timeout = self._life.options.write_timeout

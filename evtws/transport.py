@@ -1,8 +1,8 @@
 """Transport: one live websocket, from its upgrade to its end: the socket, its one lock, its write queue.
 
 Two threads that read and write one SSLSocket corrupt the TLS stream (cpython#77271, open since 2018). So the socket
-is non-blocking, every `recv` and `send` on it happens under `_lock`, and waiting happens elsewhere: nothing ever
-blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system does not take
+is non-blocking, every `send` on it, and with TLS every `recv`, happens under `_lock`, and waiting happens elsewhere:
+nothing ever blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system does not take
 is queued, and the I/O thread flushes it.
 """
 
@@ -14,10 +14,11 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .errors import ConnectionLost, Written
 from .frames import Decoder, Opcode, Received, encode, encode_close
+from .pending import Call
 
 #: Bytes asked for by one recv.
 READ_SIZE = 65536
@@ -96,6 +97,7 @@ class Transport:
         self._waiting: deque[Ticket] = deque()
         self._queued_total = 0
         self._flushed_total = 0
+        self._sealed = False
         self._close_queued = False
         self._closed = False
         #: What made writing impossible, or None. Reading may go on: the peer's close frame may still be there.
@@ -104,6 +106,7 @@ class Transport:
         self.heard_at: float | None = None
         self.bytes_received = len(initial)
         self.bytes_sent = 0
+        self.messages_sent = 0
 
     def __repr__(self) -> str:
         kind = "wss" if self._tls else "ws"
@@ -150,13 +153,16 @@ class Transport:
         return self._decoder.take()
 
     def _recv(self) -> bytes | None:
-        with self._lock:
-            try:
-                data = self._sock.recv(READ_SIZE)
-            except _WOULD_BLOCK:
-                return None
-            except OSError as exc:
-                raise ConnectionLost(f"the connection broke: {_reason(exc)}") from exc
+        try:
+            if self._tls is None:
+                data = self._sock.recv(READ_SIZE)  # the kernel's own lock is enough
+            else:
+                with self._lock:
+                    data = self._sock.recv(READ_SIZE)
+        except _WOULD_BLOCK:
+            return None
+        except OSError as exc:
+            raise ConnectionLost(f"the connection broke: {_reason(exc)}") from exc
         if not data:
             raise ConnectionLost("the peer ended the connection without a close frame")
         self.heard_at = time.monotonic()
@@ -165,24 +171,43 @@ class Transport:
 
     # -- writing
 
-    def send(self, data: bytes) -> Ticket:
-        """Write encoded frames, or queue what cannot be written now. Raises ConnectionLost if neither is possible."""
+    def send(self, data: bytes, calls: Sequence[Call] = ()) -> Ticket:
+        """Write the frames of these calls, or queue what cannot be written now; the calls get the ticket.
+
+        Raises ConnectionLost if neither is possible.
+        """
         with self._lock:
             self._check_writable()
-            if not self._in_chunk and not self._queue and not self._controls:
-                sent = self._write(data)
-                if sent == len(data):
-                    return WRITTEN
+            ticket = WRITTEN
+            if self._in_chunk or self._queue or self._controls:
+                ticket = self._enqueue(Ticket(data), self._queue)
+            elif (sent := self._write(data)) < len(data):
                 ticket = self._enqueue(Ticket(data), self._queue)
                 self._start_chunk()
                 self._account(sent)
-            else:
-                ticket = self._enqueue(Ticket(data), self._queue)
-            if ticket.end - self._flushed_total > self._write_buffer:
-                ticket.room = threading.Event()
-                self._waiting.append(ticket)
-            self._want_write(True)
+                self._flush()
+            # In here: whoever seals the transport then knows the truth about each call.
+            for call in calls:
+                call.ticket = ticket
+            self.messages_sent += len(calls)
+            if ticket.left:
+                self._watch(ticket)
             return ticket
+
+    def _watch(self, ticket: Ticket) -> None:
+        """Some of it must wait, and maybe its sender; requires the lock."""
+        if self.error is None:
+            self._want_write(True)
+        if ticket.end - self._flushed_total > self._write_buffer:
+            ticket.room = threading.Event()
+            self._waiting.append(ticket)
+            if self.error is not None:
+                self._release(self.error)
+
+    def seal(self) -> None:
+        """Accept no more messages; what was accepted is still written, and control frames may follow."""
+        with self._lock:
+            self._sealed = True
 
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
         """Write a ping or a pong before all that is queued, but never inside a frame.
@@ -207,7 +232,7 @@ class Transport:
             if drop_queue:
                 for ticket in list(self._queue):
                     self._forget(ticket)
-            self._close_queued = True
+            self._sealed = self._close_queued = True
             self._enqueue(Ticket(encode_close(code, reason, masked=True)), self._queue)
             self._flush()
 
@@ -222,7 +247,7 @@ class Transport:
         assert self._lock.locked()
         if self.error is not None:
             raise ConnectionLost(str(self.error)) from self.error
-        if self._close_queued:
+        if self._sealed:
             raise ConnectionLost("the connection is closing")
 
     def _enqueue(self, ticket: Ticket, queue: deque[Ticket]) -> Ticket:
