@@ -174,10 +174,8 @@ class Engine:
         with life.lock:
             error = ConnectionClosed(code, reason, by_peer=False)
             close_by = None if math.isinf(deadline) else deadline
-            transport = life.transport
-            if transport is not None:
-                transport.seal()
             failed = life.session.close(error, time.monotonic(), close_by)
+            transport = life.transport
             life.changed.notify_all()
         life.fail(failed)
         if transport is not None:
@@ -218,7 +216,7 @@ class Engine:
                 state=session.state,
                 uptime=None if since is None else time.monotonic() - since,
                 reconnects=max(0, session.openings - 1),
-                messages_sent=life.messages_sent + (transport.messages_sent if transport else 0),
+                messages_sent=life.messages_sent,
                 messages_received=router.received,
                 bytes_sent=life.bytes_sent + (transport.bytes_sent if transport else 0),
                 bytes_received=life.bytes_received + (transport.bytes_received if transport else 0),
