@@ -174,8 +174,10 @@ class Engine:
         with life.lock:
             error = ConnectionClosed(code, reason, by_peer=False)
             close_by = None if math.isinf(deadline) else deadline
-            failed = life.session.close(error, time.monotonic(), close_by)
             transport = life.transport
+            if transport is not None:
+                transport.seal()
+            failed = life.session.close(error, time.monotonic(), close_by)
             life.changed.notify_all()
         life.fail(failed)
         if transport is not None:
@@ -216,7 +218,7 @@ class Engine:
                 state=session.state,
                 uptime=None if since is None else time.monotonic() - since,
                 reconnects=max(0, session.openings - 1),
-                messages_sent=life.messages_sent,
+                messages_sent=life.messages_sent + (transport.messages_sent if transport else 0),
                 messages_received=router.received,
                 bytes_sent=life.bytes_sent + (transport.bytes_sent if transport else 0),
                 bytes_received=life.bytes_received + (transport.bytes_received if transport else 0),
