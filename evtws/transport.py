@@ -2,8 +2,8 @@
 
 Two threads that read and write one SSLSocket corrupt the TLS stream (cpython#77271, open since 2018). So the socket
 is non-blocking, every `send` on it, and with TLS every `recv`, happens under `_lock`, and waiting happens elsewhere:
-nothing ever blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system does not take
-is queued, and the I/O thread flushes it.
+nothing ever blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system
+does not take is queued, and the I/O thread flushes it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,44 @@ class Ticket:
 WRITTEN = Ticket(b"")
 
 
+class Door:
+    """A lock at which those who find it taken leave what they bring, instead of queueing.
+
+    A thread that writes waits for the interpreter when its system call is done, and would keep others waiting until
+    it gets it. So they leave their messages, and whoever lets go of the lock sees to it that `let_in` is called, with
+    the lock held, while there are any.
+    """
+
+    def __init__(self, let_in: Callable[[], object]) -> None:
+        self._lock = threading.Lock()
+        self._let_in = let_in
+        self.left: deque[tuple[Ticket, int]] = deque()
+        self.acquire = self._lock.acquire
+        self.locked = self._lock.locked
+
+    def release(self) -> None:
+        """Let go, then see to what was left meanwhile, unless somebody else does."""
+        self._lock.release()
+        # Looked at after letting go: who came before that found the lock taken, who comes after it finds it free.
+        while self.left and self._lock.acquire(blocking=False):
+            try:
+                self._let_in()
+            finally:
+                self._lock.release()
+
+    def leave(self, brought: tuple[Ticket, int]) -> None:
+        """Leave something at the door; it is let in by whoever holds the lock, or here if nobody does any more."""
+        self.left.append(brought)
+        if self._lock.acquire(blocking=False):
+            self.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
 class Transport:
     """A websocket over an upgraded, non-blocking socket, in the client's role.
 
@@ -82,7 +120,7 @@ class Transport:
         want_write: Callable[[bool], None],
     ) -> None:
         # Guards the socket, the write queue and the counters: held for a system call, never for a wait.
-        self._lock = threading.Lock()
+        self._lock = Door(self._let_in)
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._decoder = Decoder(expect_masked=False, max_size=max_size)
@@ -176,23 +214,56 @@ class Transport:
 
         Raises ConnectionLost if neither is possible.
         """
-        with self._lock:
-            self._check_writable()
-            ticket = WRITTEN
-            if self._in_chunk or self._queue or self._controls:
-                ticket = self._enqueue(Ticket(data), self._queue)
-            elif (sent := self._write(data)) < len(data):
-                ticket = self._enqueue(Ticket(data), self._queue)
-                self._start_chunk()
-                self._account(sent)
-                self._flush()
-            # In here: whoever seals the transport then knows the truth about each call.
-            for call in calls:
-                call.ticket = ticket
-            self.messages_sent += len(calls)
-            if ticket.left:
-                self._watch(ticket)
-            return ticket
+        if not self._lock.acquire(blocking=False):
+            if self.backlog + len(data) < self._write_buffer // 2:
+                return self._leave_at_door(data, calls)
+            self._lock.acquire()
+        try:
+            return self._send(data, calls)
+        finally:
+            self._lock.release()
+
+    def _leave_at_door(self, data: bytes, calls: Sequence[Call]) -> Ticket:
+        """Somebody else is writing: this goes out with his, or right after."""
+        ticket = Ticket(data)
+        for call in calls:
+            call.ticket = ticket
+        self._lock.leave((ticket, len(calls)))
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def _let_in(self) -> None:
+        """Queue what was left at the door, and write it; requires the lock."""
+        left = self._lock.left
+        while left:
+            ticket, count = left.popleft()
+            if self._sealed or self.error is not None:
+                ticket.error = ConnectionLost("the connection is closing")
+            else:
+                self._enqueue(ticket, self._queue)
+                self.messages_sent += count
+        if self.error is None:
+            self._flush()
+
+    def _send(self, data: bytes, calls: Sequence[Call]) -> Ticket:
+        """Requires the lock."""
+        self._check_writable()
+        ticket = WRITTEN
+        if self._in_chunk or self._queue or self._controls:
+            ticket = self._enqueue(Ticket(data), self._queue)
+        elif (sent := self._write(data)) < len(data):
+            ticket = self._enqueue(Ticket(data), self._queue)
+            self._start_chunk()
+            self._account(sent)
+            self._flush()
+        # In here: whoever seals the transport then knows the truth about each call.
+        for call in calls:
+            call.ticket = ticket
+        self.messages_sent += len(calls)
+        if ticket.left:
+            self._watch(ticket)
+        return ticket
 
     def _watch(self, ticket: Ticket) -> None:
         """Some of it must wait, and maybe its sender; requires the lock."""
@@ -207,6 +278,7 @@ class Transport:
     def seal(self) -> None:
         """Accept no more messages; what was accepted is still written, and control frames may follow."""
         with self._lock:
+            self._let_in()
             self._sealed = True
 
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
