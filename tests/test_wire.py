@@ -168,7 +168,12 @@ def test_reading_times_out(pair: Pair) -> None:
 
 def test_a_reset_while_reading() -> None:
     """A connection that is reset while an answer is awaited is a HandshakeError that says so."""
-    with RawServer(lambda peer: (peer.receive(1), peer.reset())) as server:
+
+    def reset(peer: Peer) -> None:
+        peer.receive(1)
+        peer.reset()
+
+    with RawServer(reset) as server:
         wire = wire_to(server)
         wire.doing = "waiting for the answer"
         wire.write(b"x")
