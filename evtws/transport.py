@@ -11,95 +11,26 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from .errors import ConnectionLost, Written
+from .door import Door
+from .errors import ConnectionLost
 from .frames import Decoder, Opcode, Received, encode, encode_close
 from .pending import Call
+from .write_queue import WRITTEN, Ticket, WriteQueue
 
 #: Bytes asked for by one recv.
 READ_SIZE = 65536
 #: Bytes that one call of `flush` writes at most, so that a fast peer cannot hold the I/O thread.
 FLUSH_SIZE = 1 << 20
-#: Bytes given to one send; small messages are joined up to this.
+#: Bytes given to one send.
 WRITE_SIZE = 65536
+#: Pings and pongs queued at most for a peer that does not read; after that only its newest ping is answered.
+MAX_CONTROLS = 64
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _RESET = struct.pack("ii", 1, 0)
-
-
-class Ticket:
-    """One message's bytes on their way to the operating system.
-
-    `end` is where they end in all that was ever queued; `room` is set when their sender need not wait any longer,
-    `error` is what ended the wait if that was no success.
-    """
-
-    __slots__ = ("_tried", "data", "end", "error", "left", "room")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.left = len(data)
-        self.end = 0
-        self.room: threading.Event | None = None
-        self.error: ConnectionLost | None = None
-        self._tried = False
-
-    def tried(self) -> None:
-        """TLS was given these bytes: it may have written some of them, whatever it says."""
-        self._tried = True
-
-    @property
-    def written(self) -> Written:
-        """Whether the operating system has the bytes: all, some, none."""
-        if not self.left:
-            return "yes"
-        return "maybe" if self._tried or self.left < len(self.data) else "no"
-
-
-#: The ticket of every message that was written at once.
-WRITTEN = Ticket(b"")
-
-
-class Door:
-    """A lock at which those who find it taken leave what they bring, instead of queueing.
-
-    A thread that writes waits for the interpreter when its system call is done, and would keep others waiting until
-    it gets it. So they leave their messages, and whoever lets go of the lock sees to it that `let_in` is called, with
-    the lock held, while there are any.
-    """
-
-    def __init__(self, let_in: Callable[[], object]) -> None:
-        self._lock = threading.Lock()
-        self._let_in = let_in
-        self.left: deque[tuple[Ticket, int]] = deque()
-        self.acquire = self._lock.acquire
-        self.locked = self._lock.locked
-
-    def release(self) -> None:
-        """Let go, then see to what was left meanwhile, unless somebody else does."""
-        self._lock.release()
-        # Looked at after letting go: who came before that found the lock taken, who comes after it finds it free.
-        while self.left and self._lock.acquire(blocking=False):
-            try:
-                self._let_in()
-            finally:
-                self._lock.release()
-
-    def leave(self, brought: tuple[Ticket, int]) -> None:
-        """Leave something at the door; it is let in by whoever holds the lock, or here if nobody does any more."""
-        self.left.append(brought)
-        if self._lock.acquire(blocking=False):
-            self.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()
 
 
 class Transport:
@@ -120,21 +51,14 @@ class Transport:
         want_write: Callable[[bool], None],
     ) -> None:
         # Guards the socket, the write queue and the counters: held for a system call, never for a wait.
-        self._lock = Door(self._let_in)
+        self._lock: Door[tuple[Ticket, int]] = Door(self._let_in)
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._decoder = Decoder(expect_masked=False, max_size=max_size)
         self._decoder.feed(initial)
         self._write_buffer = write_buffer
         self._want_write = want_write
-        self._queue: deque[Ticket] = deque()
-        self._controls: deque[Ticket] = deque()
-        # What is being written, whole tickets: with TLS a write that was tried must be tried again unchanged.
-        self._chunk = memoryview(b"")
-        self._in_chunk: deque[Ticket] = deque()
-        self._waiting: deque[Ticket] = deque()
-        self._queued_total = 0
-        self._flushed_total = 0
+        self._queue = WriteQueue(write_buffer)
         self._sealed = False
         self._close_queued = False
         self._closed = False
@@ -157,12 +81,12 @@ class Transport:
     @property
     def backlog(self) -> int:
         """Bytes that were accepted and that the operating system has not taken yet."""
-        return self._queued_total - self._flushed_total
+        return self._queue.backlog
 
     @property
     def wants_write(self) -> bool:
         """Whether bytes wait for the socket to be writable."""
-        return self.error is None and self.backlog > 0
+        return self.error is None and bool(self._queue)
 
     # -- reading
 
@@ -241,7 +165,7 @@ class Transport:
             if self._sealed or self.error is not None:
                 ticket.error = ConnectionLost("the connection is closing")
             else:
-                self._enqueue(ticket, self._queue)
+                self._queue.add(ticket)
                 self.messages_sent += count
         if self.error is None:
             self._flush()
@@ -249,13 +173,14 @@ class Transport:
     def _send(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Requires the lock."""
         self._check_writable()
+        queue = self._queue
         ticket = WRITTEN
-        if self._in_chunk or self._queue or self._controls:
-            ticket = self._enqueue(Ticket(data), self._queue)
+        if queue:
+            queue.add(ticket := Ticket(data))
         elif (sent := self._write(data)) < len(data):
-            ticket = self._enqueue(Ticket(data), self._queue)
-            self._start_chunk()
-            self._account(sent)
+            queue.add(ticket := Ticket(data))
+            assert len(queue.chunk) == len(data)
+            queue.written(sent, all_or_nothing_known=self._tls is None)
             self._flush()
         # In here: whoever seals the transport then knows the truth about each call.
         for call in calls:
@@ -267,13 +192,11 @@ class Transport:
 
     def _watch(self, ticket: Ticket) -> None:
         """Some of it must wait, and maybe its sender; requires the lock."""
+        self._queue.wait_if_full(ticket)
         if self.error is None:
             self._want_write(True)
-        if ticket.end - self._flushed_total > self._write_buffer:
-            ticket.room = threading.Event()
-            self._waiting.append(ticket)
-            if self.error is not None:
-                self._release(self.error)
+        else:
+            self._queue.release(self.error)
 
     def seal(self) -> None:
         """Accept no more messages; what was accepted is still written, and control frames may follow."""
@@ -284,12 +207,18 @@ class Transport:
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
         """Write a ping or a pong before all that is queued, but never inside a frame.
 
-        Does nothing when writing is impossible: whoever reads finds out why.
+        Does nothing when writing is impossible: whoever reads finds out why. Of many pongs that the peer does not
+        read, the newest is kept (RFC 6455 section 5.5.3 asks for no more).
         """
         with self._lock:
-            if self.error is None and not self._close_queued:
-                self._enqueue(Ticket(encode(opcode, payload, masked=True)), self._controls)
-                self._flush()
+            if self.error is not None or self._close_queued:
+                return
+            frame = encode(opcode, payload, masked=True)
+            if opcode is Opcode.PONG and len(self._controls) >= MAX_CONTROLS:
+                self._late_pong = frame
+            else:
+                self._enqueue(Ticket(frame), self._controls)
+            self._flush()
 
     def send_close(self, code: int | None, reason: str = "", *, drop_queue: bool = False) -> None:
         """Write a close frame behind all that is queued; nothing can be sent after it.
@@ -300,12 +229,11 @@ class Transport:
         with self._lock:
             if self.error is not None or self._close_queued:
                 return
-            self._release(ConnectionLost("the connection was closed while the message waited to be written"))
+            self._queue.release(ConnectionLost("the connection was closed while the message waited to be written"))
             if drop_queue:
-                for ticket in list(self._queue):
-                    self._forget(ticket)
+                self._queue.drop_messages()
             self._sealed = self._close_queued = True
-            self._enqueue(Ticket(encode_close(code, reason, masked=True)), self._queue)
+            self._queue.add(Ticket(encode_close(code, reason, masked=True)))
             self._flush()
 
     def flush(self) -> None:
@@ -322,39 +250,15 @@ class Transport:
         if self._sealed:
             raise ConnectionLost("the connection is closing")
 
-    def _enqueue(self, ticket: Ticket, queue: deque[Ticket]) -> Ticket:
-        """Requires the lock."""
-        queue.append(ticket)
-        self._queued_total += ticket.left
-        ticket.end = self._queued_total
-        return ticket
-
-    def _start_chunk(self) -> None:
-        """Choose what is written next; requires the lock and that no chunk is in work.
-
-        Small messages are joined, but not those whose sender waits, which may yet withdraw.
-        """
-        queue = self._controls or self._queue
-        first = queue.popleft()
-        self._in_chunk.append(first)
-        size = first.left
-        while queue and first.room is None and queue[0].room is None and size + queue[0].left <= WRITE_SIZE:
-            size += queue[0].left
-            self._in_chunk.append(queue.popleft())
-        alone = len(self._in_chunk) == 1
-        self._chunk = memoryview(first.data if alone else b"".join([ticket.data for ticket in self._in_chunk]))
-
     def _flush(self) -> None:
         """Requires the lock."""
         budget = FLUSH_SIZE
-        while budget > 0 and self.error is None and (self._in_chunk or self._controls or self._queue):
-            if not self._in_chunk:
-                self._start_chunk()
-            sent = self._write(self._chunk[:WRITE_SIZE])
+        while budget > 0 and self.error is None and self._queue:
+            sent = self._write(self._queue.chunk[:WRITE_SIZE])
+            self._queue.written(sent, all_or_nothing_known=self._tls is None)
             if not sent:
                 break
             budget -= sent
-            self._account(sent)
         self._want_write(self.wants_write)
 
     def _write(self, data: bytes | memoryview) -> int:
@@ -375,22 +279,6 @@ class Transport:
         self.bytes_sent += sent
         return sent
 
-    def _account(self, sent: int) -> None:
-        """So many bytes of the chunk were taken; requires the lock."""
-        self._flushed_total += sent
-        self._chunk = self._chunk[sent:]
-        while self._in_chunk and sent >= self._in_chunk[0].left:
-            ticket = self._in_chunk.popleft()
-            sent -= ticket.left
-            ticket.left = 0
-        if self._in_chunk:
-            self._in_chunk[0].left -= sent
-            if self._tls is not None:
-                for ticket in self._in_chunk:
-                    ticket.tried()
-        while self._waiting and self._waiting[0].end - self._flushed_total <= self._write_buffer:
-            self._let_go(self._waiting.popleft())
-
     # -- a sender waits for room
 
     def wait_for_room(self, ticket: Ticket, timeout: float | None) -> bool:
@@ -406,50 +294,15 @@ class Transport:
         return in_time
 
     def withdraw(self, ticket: Ticket) -> bool:
-        """Take back a message of which not a byte was written; False if it is too late for that."""
+        """Take back a message of which not a byte was written; False if it is too late for that, or has room now."""
         with self._lock:
-            if ticket.written != "no" or self.error is not None:
-                return False
-            if self._in_chunk and self._in_chunk[0] is ticket:
-                self._in_chunk.clear()
-                self._chunk = memoryview(b"")
-            self._waiting.remove(ticket)
-            self._forget(ticket)
-            return True
-
-    def _forget(self, ticket: Ticket) -> None:
-        """Drop a ticket of which nothing was written; requires the lock."""
-        later = False
-        for other in self._queue:
-            if later:
-                other.end -= ticket.left
-            later = later or other is ticket
-        if ticket in self._queue:
-            self._queue.remove(ticket)
-        self._queued_total -= ticket.left
-
-    def _let_go(self, ticket: Ticket, error: ConnectionLost | None = None) -> None:
-        """End a sender's wait; requires the lock."""
-        assert ticket.room is not None
-        if error is not None:
-            ticket.error = ConnectionLost(str(error))
-            ticket.error.written = ticket.written
-            ticket.error.__cause__ = error.__cause__
-        ticket.room.set()
-
-    def _release(self, error: ConnectionLost) -> None:
-        """End every sender's wait; what is not begun is dropped. Requires the lock."""
-        while self._waiting:
-            ticket = self._waiting.popleft()
-            if ticket in self._queue:
-                self._forget(ticket)
-            self._let_go(ticket, error)
+            return self.error is None and self._queue.withdraw(ticket)
 
     def _fail(self, error: ConnectionLost) -> None:
         """Writing is impossible from now on; requires the lock."""
         if self.error is None:
             self.error = error
-            self._release(error)
+            self._queue.release(error)
 
     # -- the end
 
