@@ -13,7 +13,8 @@ from .life import Life
 from .message import Message
 from .pending import Call
 from .reader import Reader
-from .transport import Ticket, Transport
+from .transport import Transport
+from .write_queue import Ticket
 
 
 class Sender:
@@ -113,6 +114,8 @@ class Sender:
     def _too_late(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
         now = time.monotonic()
         if not transport.withdraw(ticket):
+            if ticket.has_room:
+                return  # just now
             # Part of it is written, and the rest cannot be: no other frame can follow.
             self._life.lose(transport, ConnectionLost("a message could not be written within write_timeout"))
             self._refused(calls, ConnectionLost("the message could not be written whole within write_timeout"))

@@ -26,8 +26,6 @@ READ_SIZE = 65536
 FLUSH_SIZE = 1 << 20
 #: Bytes given to one send.
 WRITE_SIZE = 65536
-#: Pings and pongs queued at most for a peer that does not read; after that only its newest ping is answered.
-MAX_CONTROLS = 64
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _RESET = struct.pack("ii", 1, 0)
@@ -208,16 +206,12 @@ class Transport:
         """Write a ping or a pong before all that is queued, but never inside a frame.
 
         Does nothing when writing is impossible: whoever reads finds out why. Of many pongs that the peer does not
-        read, the newest is kept (RFC 6455 section 5.5.3 asks for no more).
+        read, the newest are kept (RFC 6455 section 5.5.3 asks for the newest only).
         """
         with self._lock:
             if self.error is not None or self._close_queued:
                 return
-            frame = encode(opcode, payload, masked=True)
-            if opcode is Opcode.PONG and len(self._controls) >= MAX_CONTROLS:
-                self._late_pong = frame
-            else:
-                self._enqueue(Ticket(frame), self._controls)
+            self._queue.add_control(Ticket(encode(opcode, payload, masked=True)))
             self._flush()
 
     def send_close(self, code: int | None, reason: str = "", *, drop_queue: bool = False) -> None:

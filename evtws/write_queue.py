@@ -1,0 +1,190 @@
+"""WriteQueue: what was accepted and is not written yet, in its order, and who waits for room in it.
+
+No socket and no lock: the transport calls it under its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from .errors import ConnectionLost, Written
+
+#: Small messages are joined up to so many bytes.
+JOINED_SIZE = 65536
+#: So many control frames wait at most: a peer that pings and does not read must not fill the memory.
+MAX_CONTROLS = 100
+
+
+class Ticket:
+    """One message's bytes on their way to the operating system.
+
+    `end` is where they end in all that was ever queued; `room` is set when their sender need not wait any longer,
+    `error` is what ended the wait if that was no success.
+    """
+
+    __slots__ = ("_tried", "data", "end", "error", "left", "room")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.left = len(data)
+        self.end = 0
+        self.room: threading.Event | None = None
+        self.error: ConnectionLost | None = None
+        self._tried = False
+
+    def tried(self) -> None:
+        """TLS was given these bytes: it may have written some of them, whatever it says."""
+        self._tried = True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether its sender need not wait, or not any longer."""
+        return self.room is None or (self.room.is_set() and self.error is None)
+
+    @property
+    def written(self) -> Written:
+        """Whether the operating system has the bytes: all, some, none."""
+        if not self.left:
+            return "yes"
+        return "maybe" if self._tried or self.left < len(self.data) else "no"
+
+
+#: The ticket of every message that was written at once.
+WRITTEN = Ticket(b"")
+
+
+class WriteQueue:
+    """Tickets in the order in which they are written; `limit` bytes may be queued before a sender has to wait."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._messages: deque[Ticket] = deque()
+        self._controls: deque[Ticket] = deque()
+        # What is being written, whole tickets: with TLS a write that was tried must be tried again unchanged.
+        self._chunk = memoryview(b"")
+        self._in_chunk: deque[Ticket] = deque()
+        self._waiting: deque[Ticket] = deque()
+        self._queued_total = 0
+        self._written_total = 0
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that are queued."""
+        return self._queued_total - self._written_total
+
+    def __bool__(self) -> bool:
+        return self._queued_total > self._written_total
+
+    def add(self, ticket: Ticket) -> None:
+        """Queue a message behind all others."""
+        self._count(ticket)
+        self._messages.append(ticket)
+
+    def add_control(self, ticket: Ticket) -> None:
+        """Queue a control frame before all messages that are not begun; the newest are kept."""
+        if len(self._controls) >= MAX_CONTROLS:
+            self._queued_total -= self._controls.popleft().left
+        self._count(ticket)
+        self._controls.append(ticket)
+
+    def _count(self, ticket: Ticket) -> None:
+        self._queued_total += ticket.left
+        ticket.end = self._queued_total
+
+    # -- writing
+
+    @property
+    def chunk(self) -> memoryview:
+        """What is to be written next; empty if there is nothing. Unchanged until some of it was written."""
+        if not self._in_chunk and (self._controls or self._messages):
+            self._start_chunk()
+        return self._chunk
+
+    def _start_chunk(self) -> None:
+        """Small messages are joined, but not those whose sender waits, which may yet withdraw."""
+        queue = self._controls or self._messages
+        first = queue.popleft()
+        self._in_chunk.append(first)
+        size = first.left
+        while queue and first.room is None and queue[0].room is None and size + queue[0].left <= JOINED_SIZE:
+            size += queue[0].left
+            self._in_chunk.append(queue.popleft())
+        alone = len(self._in_chunk) == 1
+        self._chunk = memoryview(first.data if alone else b"".join([ticket.data for ticket in self._in_chunk]))
+
+    def written(self, count: int, *, all_or_nothing_known: bool) -> None:
+        """So many bytes of the chunk were taken.
+
+        With TLS it is not known of the rest that nothing of it was: `all_or_nothing_known` is False.
+        """
+        self._written_total += count
+        self._chunk = self._chunk[count:]
+        while self._in_chunk and count >= self._in_chunk[0].left:
+            ticket = self._in_chunk.popleft()
+            count -= ticket.left
+            ticket.left = 0
+        if self._in_chunk:
+            self._in_chunk[0].left -= count
+        if not all_or_nothing_known:
+            for ticket in self._in_chunk:
+                ticket.tried()
+        while self._waiting and self._fits(self._waiting[0]):
+            _let_go(self._waiting.popleft(), None)
+
+    def _fits(self, ticket: Ticket) -> bool:
+        return ticket.end - self._written_total <= self._limit
+
+    # -- senders that wait for room
+
+    def wait_if_full(self, ticket: Ticket) -> None:
+        """Give the ticket a `room` to wait for, if it does not fit."""
+        if ticket.left and not self._fits(ticket):
+            ticket.room = threading.Event()
+            self._waiting.append(ticket)
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take back a message whose sender waits and of which not a byte was written; False if it is too late."""
+        if ticket.written != "no" or ticket not in self._waiting:
+            return False
+        self._waiting.remove(ticket)
+        self._drop(ticket)
+        return True
+
+    def release(self, error: ConnectionLost) -> None:
+        """End every sender's wait by that error; what is not begun is dropped."""
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if ticket.written == "no":
+                self._drop(ticket)
+            _let_go(ticket, error)
+
+    def drop_messages(self) -> None:
+        """Drop the messages that are not begun."""
+        for ticket in list(self._messages):
+            self._drop(ticket)
+
+    def _drop(self, ticket: Ticket) -> None:
+        """Drop a ticket of which nothing was written."""
+        if self._in_chunk and self._in_chunk[0] is ticket:
+            self._in_chunk.clear()
+            self._chunk = memoryview(b"")
+            later = True
+        else:
+            later = False
+        for other in self._messages:
+            if later:
+                other.end -= ticket.left
+            later = later or other is ticket
+        if ticket in self._messages:
+            self._messages.remove(ticket)
+        self._queued_total -= ticket.left
+
+
+def _let_go(ticket: Ticket, error: ConnectionLost | None) -> None:
+    assert ticket.room is not None
+    if error is not None:
+        ticket.error = ConnectionLost(str(error))
+        ticket.error.written = ticket.written
+        ticket.error.__cause__ = error.__cause__
+    ticket.room.set()
