@@ -183,8 +183,9 @@ class PendingQueue:
 
     def _bury(self, call: Call, now: float, verdict: Verdict) -> None:
         call.ended_at = now
-        if self._calls.pop(id(call.message), None) is None:
-            return
+        if self._calls.get(id(call.message)) is not call:
+            return  # nobody awaits its reply; another call of the same message may be pending
+        del self._calls[id(call.message)]
         if self._keyed:
             self._unindex(call)
         if self._correlation.in_order:

@@ -190,6 +190,8 @@ class Session:
             raise NotConnected(f"the connection is {'draining' if self.draining else self.state.name}")
         if call.wants_reply:
             self.pending.add(call)
+        elif call.message in self.pending:
+            raise ValueError("this Message is pending; make another one to send it meanwhile")
         write = direct or (self.state is State.OPEN and not self.outbox and not self.pending.blocked)
         if write:
             self._write(call, now)
