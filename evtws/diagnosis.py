@@ -13,7 +13,10 @@ def reply_timeout(call: Call, now: float, state: State, heard_at: float | None, 
     `heard_at` is when the last byte came (monotonic seconds; None: none came on this connection), `busy` what the
     callbacks thread does, None if nothing.
     """
-    sent = "not written" if call.sent_at is None else f"written {now - call.sent_at:.1f} s ago ({call.written})"
+    if call.sent_at is not None:
+        sent = f"written {now - call.sent_at:.1f} s ago ({call.written})"
+    else:
+        sent = "not written" if call.written == "no" else f"not yet written again (before: {call.written})"
     heard = "nothing received" if heard_at is None else f"last byte {now - heard_at:.1f} s ago"
     waited = now - call.asked_at
     parts = [f"no reply within {waited:.1f} s", sent, f"connection {state.name}", heard]

@@ -35,7 +35,7 @@ class Call:
     is "not yet". Subclasses say how the sender is told; the rules here never call `answer` or `fail`.
     """
 
-    __slots__ = ("asked_at", "deadline", "ended_at", "in_flight", "key", "message", "sent_at", "ticket")
+    __slots__ = ("_was_written", "asked_at", "deadline", "ended_at", "in_flight", "key", "message", "sent_at", "ticket")
 
     #: False for a message that nobody awaits a reply to: it is queued for writing only.
     wants_reply: ClassVar[bool] = True
@@ -53,11 +53,18 @@ class Call:
         self.sent_at: float | None = None
         self.ended_at: float | None = None
         self.ticket: Progress | None = None
+        self._was_written: Written = "no"
 
     @property
     def written(self) -> Written:
-        """Whether the bytes were given to the operating system."""
-        return "no" if self.ticket is None else self.ticket.written
+        """Whether the bytes were given to the operating system, on this connection or on one before."""
+        written: Written = "no" if self.ticket is None else self.ticket.written
+        return written if written == "yes" or self._was_written == "no" else self._was_written
+
+    def rewind(self) -> None:
+        """The connection that it was written to is gone; it is to be sent again."""
+        self._was_written = self.written
+        self.ticket = self.sent_at = None
 
     def is_due(self, now: float) -> bool:
         """Whether the deadline has come."""

@@ -304,7 +304,7 @@ class Session:
         ]
         again = [call for call in in_flight if call.in_flight == "resend"]
         for call in again:
-            call.ticket = call.sent_at = None
+            call.rewind()
         self.outbox.put_first(again)
         return failed
 
