@@ -240,10 +240,8 @@ class Session:
     @property
     def next_at(self) -> float | None:
         """When `tick` has something to do (monotonic seconds), or None."""
-        if self.pending.reply_is_overdue_for_ever:
-            return 0.0
         at = self.timers.next_at
-        for other in (self.retry_at, self._state_at, self.pending.unblocks_at):
+        for other in (self.retry_at, self._state_at, self._line_at):
             if other is not None and (at is None or other < at):
                 at = other
         return at
@@ -256,6 +254,13 @@ class Session:
         if self.state is State.CLOSING:
             return self.close_by
         return self.prepare_by if self.preparing else None
+
+    @property
+    def _line_at(self) -> float | None:
+        """When an `in_order` line that is blocked has to be looked at; only while OPEN can anything be done for it."""
+        if self.state is not State.OPEN:
+            return None
+        return 0.0 if self.pending.reply_is_overdue_for_ever else self.pending.unblocks_at
 
     def expired(self, now: float) -> list[Call]:
         """Take out the calls whose deadline has come."""
