@@ -112,7 +112,7 @@ class Session:
         self.keepalive.started(now)
         if self._reconnect is not None:
             self._reconnect.opened(now)
-        return self._written(self.outbox.take_all(), now)
+        return self.unblocked(now)
 
     def lost(self, error: EvtwsError, now: float, *, may_retry: bool = True) -> Loss:
         """The connection, or an attempt to open it, ended by `error`: CONNECTING again, or CLOSED for good."""
