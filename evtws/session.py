@@ -162,7 +162,7 @@ class Session:
         return self._fail_all(error, now)
 
     def reconnect_now(self, now: float) -> None:
-        """The user wishes for a new connection: ends a backoff; an open one is dialled anew when it is lost next.
+        """The user wishes for a new connection: ends a backoff; one that is there is dialled anew when it is lost next.
 
         Raises NotConnected when CLOSING or CLOSED.
         """
@@ -170,7 +170,7 @@ class Session:
             raise NotConnected(f"the connection is {self.state.name}; dial it")
         if self.retry_at is not None:
             self.retry_at = now
-        elif self.state is State.OPEN:
+        elif self.state is State.OPEN or self.preparing:
             self._dial_at_once = True
 
     # -- calls
