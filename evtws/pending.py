@@ -148,9 +148,11 @@ class PendingQueue:
     # -- a reply comes
 
     def oldest(self, key: Hashable) -> Call | None:
-        """The oldest pending call with that key, left in its place; None if that was not written yet."""
-        same = self._by_key.get(key)
-        return same[0] if same and same[0].sent_at is not None else None
+        """The oldest pending call with that key that was written, left in its place; None if there is none."""
+        for call in self._by_key.get(key, ()):
+            if call.sent_at is not None:
+                return call
+        return None
 
     def with_key(self, key: Hashable) -> list[Call]:
         """All pending calls with that key, oldest first: a snapshot, to be narrowed by `match_msg`."""
