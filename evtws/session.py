@@ -116,9 +116,9 @@ class Session:
 
     def lost(self, error: EvtwsError, now: float, *, may_retry: bool = True) -> Loss:
         """The connection, or an attempt to open it, ended by `error`: CONNECTING again, or CLOSED for good."""
-        self.last_error = error
         retry_at = self._retry_at(error, now) if may_retry else None
         self._signal(Signal.ENDED if retry_at is None else Signal.RETRY)
+        self.last_error = error
         self.preparing = False
         self.opened_at = None
         self.retry_at = retry_at
