@@ -31,6 +31,8 @@ class Waiter(Protocol):
         ...
 
 
+#: Seconds for which the reading is left to a caller that reads again and again.
+LINGER = 0.001
 #: Seconds between two attempts to take the reading away from a caller.
 _PATIENCE = 0.02
 
@@ -48,6 +50,9 @@ class Reader:
         self.held = False
         # Who waits; a set, whose changes need no lock.
         self._waiting: set[Waiter] = set()
+        # When a caller last stopped reading, and whether the I/O thread leaves the reading to the next one.
+        self._left_at = 0.0
+        self._lingering = False
         # Where a caller that reads waits; made when first needed, for one transport. Guarded by `life.reading`.
         self._wait: ReadWait | None = None
 
@@ -64,6 +69,16 @@ class Reader:
             return transport.has_more
         finally:
             self._life.reading.release()
+
+    def resumes_at(self, now: float) -> float | None:
+        """When the I/O thread has to look whether it must read again (monotonic); None: it does, or another reads.
+
+        A caller that has read and is about to ask again finds the reading left to it: switching it back and forth
+        costs more than reading. A message that comes in between waits for `LINGER` seconds at most.
+        """
+        if self._lingering and now - self._left_at >= LINGER and not self._life.reading.locked():
+            self._stop_lingering()
+        return now + LINGER if self._lingering else None
 
     def may_read(self) -> bool:
         """Whether the callback queue has room for what is read, where `overflow="block"` asks that."""
@@ -116,9 +131,17 @@ class Reader:
         try:
             if len(self._waiting) == 1 and life.poller.can_share and self.may_read():
                 self._try_reading(waiter, deadline)
-            return waiter.has_ended or waiter.wait_until(deadline)
+            if waiter.has_ended:
+                return True
+            self._stop_lingering()
+            return waiter.wait_until(deadline)
         finally:
             self._waiting.discard(waiter)
+
+    def _stop_lingering(self) -> None:
+        if self._lingering:
+            self._lingering = False
+            self._life.poller.want_read(True)
 
     def _wait_in_callback(self, waiter: Waiter, deadline: float | None) -> bool:
         """The callbacks thread waits: it does not empty its queue, and reading must go on all the same."""
@@ -144,14 +167,20 @@ class Reader:
         life = self._life
         if not life.reading.acquire(blocking=False):
             return
+        soon = time.monotonic() - self._left_at < LINGER
         try:
             transport = life.transport
             if transport is not None:
                 life.poller.want_read(False)
                 self._read_until(transport, waiter, deadline)
         finally:
+            self._left_at = time.monotonic()
             life.reading.release()
-            life.poller.want_read(True)
+            if not soon:
+                life.poller.want_read(True)
+            elif not self._lingering:
+                self._lingering = True
+                life.poller.wake()
         if transport is not None and (transport.has_more or life.session.draining):
             life.poller.wake()  # no selector tells of these bytes
 
@@ -204,6 +233,9 @@ class Reader:
         if self._life.correlation.in_order:
             with self._life.lock:
                 self._life.write_all(self._life.session.unblocked(time.monotonic()))
+                sooner = self._life.session.sooner
+            if sooner:
+                self._life.poller.wake()
 
     def _control(self, transport: Transport, item: Ping | Pong | Close) -> None:
         if isinstance(item, Ping):

@@ -138,7 +138,10 @@ class Sender:
             self._cancel_all(calls, time.monotonic())
 
     def _cancel_all(self, calls: Sequence[Call], now: float) -> list[Call]:
+        """Take calls out of which not a byte was written."""
         with self._life.lock:
+            for call in calls:
+                call.sent_at = None  # so that an `in_order` line does not wait for its reply
             return [call for call in calls if self._life.session.cancel(call, now)]
 
     # -- and back
@@ -163,17 +166,22 @@ class Sender:
 
     def cancel(self, call: Call) -> bool:
         """Take a call out of the queue; False if it ended already. The caller tells it, or need not."""
-        with self._life.lock:
-            return self._life.session.cancel(call, time.monotonic())
+        life = self._life
+        with life.lock:
+            ended = life.session.cancel(call, time.monotonic())
+            sooner = life.session.sooner
+        if sooner:
+            life.poller.wake()
+        return ended
 
     def remove(self, message: Message) -> bool:
         """Take the call of that message out of the queue and tell it so; False if there is none."""
         with self._life.lock:
             call = self._life.session.find(message)
-            found = call is not None and self._life.session.cancel(call, time.monotonic())
-        if call is not None and found:
-            self._life.tell(call.fail(RequestCancelled("the request was removed from the queue").about(message)))
-        return found
+        if call is None or not self.cancel(call):
+            return False
+        self._life.tell(call.fail(RequestCancelled("the request was removed from the queue").about(message)))
+        return True
 
     def check_may_wait(self) -> None:
         """Raise WouldDeadlock where the caller must not wait for a reply, ForkedError in a forked child."""

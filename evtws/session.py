@@ -72,7 +72,7 @@ class Session:
         self.draining = False
         #: True from the upgrade on until `prepare` has returned: only its own messages go out.
         self.preparing = False
-        #: True when a deadline was added that comes before all others: whoever waits must look again.
+        #: True when something may fall due before all that was known: whoever waits must look at `next_at` again.
         self.sooner = False
         self.prepare_by: float | None = None
         self.retry_at: float | None = None
@@ -226,14 +226,21 @@ class Session:
         if call.ended_at is not None:
             return False
         self.outbox.remove(call)
-        return self.pending.remove(call, now)
+        self.pending.remove(call, now)
+        self._note_blocked()
+        return True
 
     def unblocked(self, now: float) -> list[Call]:
         """What an `in_order` line held back, once nothing heads it that has ended; to be written in this order."""
         self.pending.clear_line(now)
+        self._note_blocked()
         if self.state is not State.OPEN or self.pending.blocked:
             return []
         return self._written(self.outbox.take_all(), now)
+
+    def _note_blocked(self) -> None:
+        # Whoever waits may know nothing yet of when this line has to be looked at.
+        self.sooner = self.sooner or self.pending.blocked
 
     # -- time
 
