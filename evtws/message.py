@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,11 +32,12 @@ Timeout = float | None | _Unset
 
 
 def check_timeout(seconds: object, name: str = "timeout") -> None:
-    """Raise ValueError unless `seconds` is None, DEFAULT or a number that is at least 0."""
+    """Raise ValueError unless `seconds` is None, DEFAULT or a number from 0 to what the system can wait for."""
     if seconds is None or isinstance(seconds, _Unset):
         return
-    if not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise ValueError(f"{name} must be at least 0 seconds, or None for no limit, not {seconds!r}")
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= threading.TIMEOUT_MAX:
+        longest = f"{threading.TIMEOUT_MAX:.0f}"
+        raise ValueError(f"{name} must be at least 0 seconds and at most {longest}, or None for no limit: {seconds!r}")
 
 
 class Message:

@@ -18,6 +18,9 @@ from typing import Any
 
 from .resolve import HasFileno
 
+#: Seconds after which every wait here ends: epoll and poll refuse 25 days, and whoever waits looks at the time again.
+LONGEST = 86_400.0
+
 
 class Waker:
     """A descriptor that becomes readable when another thread calls `wake`."""
@@ -106,7 +109,7 @@ class Poller:
                 self._update()
 
     def wait(self, timeout: float | None) -> bool:
-        """Block until the socket is ready, somebody wakes, or `timeout` seconds (None: no limit) have passed.
+        """Block until the socket is ready, somebody wakes, or `timeout` seconds (None: no limit) or LONGEST have passed.
 
         True if there is something to read, an error among it, whether or not it was asked for.
         """
@@ -121,7 +124,7 @@ class Poller:
             for sock in {*readers, *writers}:
                 events = (sock in readers) * selectors.EVENT_READ | (sock in writers) * selectors.EVENT_WRITE
                 selector.register(sock, events)
-            ready = [key.fileobj for key, _ in selector.select(timeout)]
+            ready = [key.fileobj for key, _ in selector.select(_bounded(timeout))]
         if self.waker in ready:
             self.waker.clear()
             ready.remove(self.waker)
@@ -171,7 +174,7 @@ class EpollPoller(Poller):
             self._epoll.modify(self._fd, self._mask())
 
     def wait(self, timeout: float | None) -> bool:
-        events = self._epoll.poll(timeout)
+        events = self._epoll.poll(_bounded(timeout))
         waker = self.waker.fileno()
         ready = False
         for fd, event in events:
@@ -214,6 +217,10 @@ def make_poller() -> Poller:
     return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
 
 
+def _bounded(timeout: float | None) -> float:
+    return LONGEST if timeout is None else min(timeout, LONGEST)
+
+
 class ReadWait:
     """Where a caller that does the reading waits: for bytes, or for somebody who ends its wait."""
 
@@ -226,7 +233,7 @@ class ReadWait:
 
     def wait(self, deadline: float | None) -> None:
         """Block until there may be something to read, `wake` was called, or the deadline (monotonic) has come."""
-        timeout = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
+        timeout = None if deadline is None else _bounded(max(0.0, deadline - time.monotonic())) * 1000
         for fd, _ in self._poll.poll(timeout):
             if fd == self._waker.fileno():
                 self._waker.clear()
