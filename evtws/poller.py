@@ -109,7 +109,7 @@ class Poller:
                 self._update()
 
     def wait(self, timeout: float | None) -> bool:
-        """Block until the socket is ready, somebody wakes, or `timeout` seconds (None: no limit) or LONGEST have passed.
+        """Block until the socket is ready, somebody wakes, or `timeout` seconds (None: LONGEST) have passed.
 
         True if there is something to read, an error among it, whether or not it was asked for.
         """
