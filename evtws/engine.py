@@ -98,6 +98,9 @@ class Engine:
             self._check_drained()
         if more:
             return 0.0
+        resumes_at = self.reader.resumes_at(now)
+        if resumes_at is not None:
+            at = resumes_at if at is None else min(at, resumes_at)
         return None if at is None else max(0.0, at - time.monotonic())
 
     def _tick(self, now: float, *, judge: bool) -> None:

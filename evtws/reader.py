@@ -176,7 +176,7 @@ class Reader:
         finally:
             self._left_at = time.monotonic()
             life.reading.release()
-            if not soon:
+            if not soon or len(self._waiting) > 1:
                 life.poller.want_read(True)
             elif not self._lingering:
                 self._lingering = True
