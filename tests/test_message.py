@@ -68,7 +68,7 @@ def test_in_flight_nonsense(in_flight: Any) -> None:
 
 @pytest.mark.parametrize("seconds", [None, DEFAULT, 0, 0.0, 1, 0.5, threading.TIMEOUT_MAX])
 def test_timeout(seconds: Any) -> None:
-    """A timeout is a number of seconds from 0 to what the system can wait, None for no limit, or left to the connection."""
+    """A timeout is a number of seconds from 0 to what can be waited, None for no limit, or left to the connection."""
     check_timeout(seconds)
     assert Message("a", timeout=seconds).timeout is seconds
 
