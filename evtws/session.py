@@ -197,7 +197,7 @@ class Session:
             self._write(call, now)
         else:
             self._queue(call, now)
-        if call.needs_timer and call.deadline is not None and self.timers.add(call):
+        if call.needs_timer and call.deadline is not None and (call.wants_reply or not write) and self.timers.add(call):
             self.sooner = True
         return write
 
@@ -225,7 +225,9 @@ class Session:
         """Take a call out, wherever it waits; False if it ended already."""
         if call.ended_at is not None:
             return False
-        self.outbox.remove(call)
+        waited = self.outbox.remove(call)
+        if not (call.wants_reply or waited or call.sent_at is None):
+            return False  # it was written, and that is all that it was for
         self.pending.remove(call, now)
         self._note_blocked()
         return True
