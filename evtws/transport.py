@@ -170,15 +170,19 @@ class Transport:
 
     def _send(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Requires the lock."""
+        if self._lock.left:
+            self._let_in()  # it came before, maybe from this very thread
         self._check_writable()
         queue = self._queue
         ticket = WRITTEN
         if queue:
             queue.add(ticket := Ticket(data))
-        elif (sent := self._write(data)) < len(data):
+        elif (sent := self._write(data if self._tls is None else data[:WRITE_SIZE])) < len(data):
             queue.add(ticket := Ticket(data))
             assert len(queue.chunk) == len(data)
-            queue.written(sent, all_or_nothing_known=self._tls is None)
+            queue.written(sent)
+            if self._tls is not None:
+                queue.tried()
             self._flush()
         # In here: whoever seals the transport then knows the truth about each call.
         for call in calls:
@@ -189,12 +193,13 @@ class Transport:
         return ticket
 
     def _watch(self, ticket: Ticket) -> None:
-        """Some of it must wait, and maybe its sender; requires the lock."""
+        """Some of it must wait, and maybe its sender; requires the lock. Raises ConnectionLost if that is in vain."""
+        if self.error is not None:
+            error = ConnectionLost(str(self.error))
+            error.written = ticket.written
+            raise error from self.error
         self._queue.wait_if_full(ticket)
-        if self.error is None:
-            self._want_write(True)
-        else:
-            self._queue.release(self.error)
+        self._want_write(True)
 
     def seal(self) -> None:
         """Accept no more messages; what was accepted is still written, and control frames may follow."""
@@ -223,6 +228,7 @@ class Transport:
         with self._lock:
             if self.error is not None or self._close_queued:
                 return
+            self._let_in()
             self._queue.release(ConnectionLost("the connection was closed while the message waited to be written"))
             if drop_queue:
                 self._queue.drop_messages()
@@ -249,10 +255,10 @@ class Transport:
         budget = FLUSH_SIZE
         while budget > 0 and self.error is None and self._queue:
             sent = self._write(self._queue.chunk[:WRITE_SIZE])
-            self._queue.written(sent, all_or_nothing_known=self._tls is None)
             if not sent:
                 break
             budget -= sent
+            self._queue.written(sent)
         self._want_write(self.wants_write)
 
     def _write(self, data: bytes | memoryview) -> int:
@@ -260,14 +266,19 @@ class Transport:
         try:
             sent = self._sock.send(data)
         except _WOULD_BLOCK:
-            sent = 0
+            if self._tls is not None:
+                self._queue.tried()
+            return 0
         except OSError as exc:
+            if self._tls is not None:
+                self._queue.tried()
             error = ConnectionLost(f"writing failed: {_reason(exc)}")
             error.__cause__ = exc
             self._fail(error)
             return 0
         except BaseException:
-            # A Ctrl-C in here: bytes may be missing, so this stream is never resumed.
+            # A Ctrl-C in here: nobody knows how many bytes were taken, so this stream is never resumed.
+            self._queue.tried()
             self._fail(ConnectionLost("a write was interrupted"))
             raise
         self.bytes_sent += sent

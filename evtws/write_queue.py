@@ -9,11 +9,12 @@ import threading
 from collections import deque
 
 from .errors import ConnectionLost, Written
+from .frames import Opcode
 
 #: Small messages are joined up to so many bytes.
 JOINED_SIZE = 65536
-#: So many control frames wait at most: a peer that pings and does not read must not fill the memory.
-MAX_CONTROLS = 100
+#: So many pongs wait at most: a peer that pings and does not read must not fill the memory.
+MAX_PONGS = 100
 
 
 class Ticket:
@@ -34,7 +35,7 @@ class Ticket:
         self._tried = False
 
     def tried(self) -> None:
-        """TLS was given these bytes: it may have written some of them, whatever it says."""
+        """The socket was given these bytes and did not tell how many it took."""
         self._tried = True
 
     @property
@@ -65,32 +66,33 @@ class WriteQueue:
         self._chunk = memoryview(b"")
         self._in_chunk: deque[Ticket] = deque()
         self._waiting: deque[Ticket] = deque()
+        self._control_bytes = 0
         self._queued_total = 0
         self._written_total = 0
 
     @property
     def backlog(self) -> int:
         """Bytes that are queued."""
-        return self._queued_total - self._written_total
+        return self._queued_total - self._written_total + self._control_bytes
 
     def __bool__(self) -> bool:
-        return self._queued_total > self._written_total
+        return self._queued_total > self._written_total or self._control_bytes > 0
 
     def add(self, ticket: Ticket) -> None:
         """Queue a message behind all others."""
-        self._count(ticket)
+        self._queued_total += ticket.left
+        ticket.end = self._queued_total
         self._messages.append(ticket)
 
     def add_control(self, ticket: Ticket) -> None:
-        """Queue a control frame before all messages that are not begun; the newest are kept."""
-        if len(self._controls) >= MAX_CONTROLS:
-            self._queued_total -= self._controls.popleft().left
-        self._count(ticket)
+        """Queue a control frame before all messages that are not begun; of the pongs the newest are kept."""
         self._controls.append(ticket)
-
-    def _count(self, ticket: Ticket) -> None:
-        self._queued_total += ticket.left
-        ticket.end = self._queued_total
+        self._control_bytes += ticket.left
+        if len(self._controls) > MAX_PONGS:
+            pongs = [waiting for waiting in self._controls if waiting.data[0] & 0x0F == Opcode.PONG]
+            for dropped in pongs[:-MAX_PONGS]:
+                self._controls.remove(dropped)
+                self._control_bytes -= dropped.left
 
     # -- writing
 
@@ -113,12 +115,17 @@ class WriteQueue:
         alone = len(self._in_chunk) == 1
         self._chunk = memoryview(first.data if alone else b"".join([ticket.data for ticket in self._in_chunk]))
 
-    def written(self, count: int, *, all_or_nothing_known: bool) -> None:
-        """So many bytes of the chunk were taken.
+    def tried(self) -> None:
+        """It is not known how many bytes of the chunk were taken, if any: TLS may have sent some records of them."""
+        for ticket in self._in_chunk:
+            ticket.tried()
 
-        With TLS it is not known of the rest that nothing of it was: `all_or_nothing_known` is False.
-        """
-        self._written_total += count
+    def written(self, count: int) -> None:
+        """So many bytes of the chunk were taken."""
+        if self._in_chunk[0].end:
+            self._written_total += count
+        else:
+            self._control_bytes -= count  # a control frame has no place among the messages
         self._chunk = self._chunk[count:]
         while self._in_chunk and count >= self._in_chunk[0].left:
             ticket = self._in_chunk.popleft()
@@ -126,9 +133,6 @@ class WriteQueue:
             ticket.left = 0
         if self._in_chunk:
             self._in_chunk[0].left -= count
-        if not all_or_nothing_known:
-            for ticket in self._in_chunk:
-                ticket.tried()
         while self._waiting and self._fits(self._waiting[0]):
             _let_go(self._waiting.popleft(), None)
 
@@ -161,23 +165,19 @@ class WriteQueue:
 
     def drop_messages(self) -> None:
         """Drop the messages that are not begun."""
-        for ticket in list(self._messages):
-            self._drop(ticket)
+        self._queued_total -= sum(ticket.left for ticket in self._messages)
+        self._messages.clear()
 
     def _drop(self, ticket: Ticket) -> None:
         """Drop a ticket of which nothing was written."""
         if self._in_chunk and self._in_chunk[0] is ticket:
             self._in_chunk.clear()
             self._chunk = memoryview(b"")
-            later = True
         else:
-            later = False
-        for other in self._messages:
-            if later:
-                other.end -= ticket.left
-            later = later or other is ticket
-        if ticket in self._messages:
             self._messages.remove(ticket)
+        for other in self._messages:
+            if other.end > ticket.end:
+                other.end -= ticket.left
         self._queued_total -= ticket.left
 
 
