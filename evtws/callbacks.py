@@ -18,7 +18,8 @@ class CallbackQueue:
 
     `limit` bounds the droppable tasks that wait; the others are queued past it. `on_error(task, exception)` hears of
     what a task raised; `on_room()` is called when the queue, having been full, is half empty. They run on that thread
-    and must not block; and they must not keep alive whoever owns the queue, for the thread keeps them.
+    and must not block; and they must not keep alive whoever owns the queue, for the thread keeps them. The first task
+    waits until the thread `after` has ended.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class CallbackQueue:
         *,
         on_error: Callable[[Task, BaseException], object],
         on_room: Callable[[], object],
+        after: threading.Thread | None = None,
     ) -> None:
         self.limit = limit
         self._on_error = on_error
@@ -34,11 +36,14 @@ class CallbackQueue:
         #: Called when nothing is left to do.
         self.on_idle: Callable[[], object] | None = None
         self._tasks: deque[Task] = deque()
-        # Guards `_thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
+        # Guards `thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._asleep = False
+        self._after = after
+        #: The thread that runs tasks, or ran the last ones; None before the first.
+        self.thread = after
+        self._asleep = True  # nobody looks at the queue
         self._stopping = False
+        self._waiting = False
         self._was_full = False
         self._running: tuple[str, float] | None = None
         self.failed = 0
@@ -54,7 +59,7 @@ class CallbackQueue:
     @property
     def idle(self) -> bool:
         """Whether nothing is queued and nothing runs."""
-        return not self._tasks and self._running is None
+        return self._asleep and not self._tasks
 
     @property
     def busy(self) -> str | None:
@@ -65,7 +70,7 @@ class CallbackQueue:
     @property
     def is_current_thread(self) -> bool:
         """Whether the caller is a task of this queue."""
-        return self._thread is threading.current_thread()
+        return self.thread is threading.current_thread()
 
     def note_full(self) -> None:
         """Ask for `on_room` once half of the queue is empty."""
@@ -74,15 +79,15 @@ class CallbackQueue:
     def extend(self, tasks: Iterable[Task]) -> None:
         """Queue tasks; from any thread."""
         self._tasks.extend(tasks)
-        if self._tasks and (self._thread is None or self._asleep):
+        if self._asleep and self._tasks:
             with self._changed:
-                if self._thread is None:
+                if self._waiting:
+                    self._changed.notify()
+                elif self._asleep:
                     self._start()
-                self._asleep = False
-                self._changed.notify()
 
     def _start(self) -> None:
-        """Requires the lock."""
+        """Start a thread, the first one or one for what comes after `stop`; requires the lock."""
         thread = threading.Thread(target=self._run, name="evtws-callbacks", daemon=True)
         try:
             thread.start()
@@ -90,7 +95,8 @@ class CallbackQueue:
             # Nothing is lost: the next task tries again.
             logger.exception("no thread can be started for callbacks; %d wait", len(self._tasks))
         else:
-            self._thread = thread
+            self.thread = thread
+            self._asleep = False
 
     def stop(self) -> None:
         """Let the thread end when the queue is empty."""
@@ -103,7 +109,7 @@ class CallbackQueue:
 
         Then it sits in a callback: what is queued is dropped, and the thread ends when that callback returns.
         """
-        thread = self._thread
+        thread = self.thread
         if thread is None or thread is threading.current_thread():
             return True
         thread.join(timeout)
@@ -118,6 +124,9 @@ class CallbackQueue:
         return False
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
         while True:
             try:
                 task = self._tasks.popleft()
@@ -132,15 +141,17 @@ class CallbackQueue:
 
     def _sleep(self) -> bool:
         """Wait for a task; False when there will be none."""
-        if self.on_idle is not None:
-            self.on_idle()
         with self._changed:
             self._asleep = True
+            if self.on_idle is not None:
+                self.on_idle()
             # A task that was queued before `_asleep` was set did not notify.
             while not self._tasks:
                 if self._stopping:
                     return False
+                self._waiting = True
                 self._changed.wait()
+                self._waiting = False
             self._asleep = False
             return True
 

@@ -61,12 +61,10 @@ class Connection(Options):
         if retry and not self.reconnect:
             raise ValueError("retry=True needs reconnect=")
         with self._dialling:
-            engine = self._engine
-            if engine is not None and not engine.over:
+            if self.state is not State.CLOSED:
                 raise IllegalTransition(f"the connection is {self.state.name}: it cannot be dialled")
-            if engine is not None:
-                engine.join(time.monotonic())
-            engine = Engine(self, self.copy(), url, first_must_open=not retry)
+            last = None if self._engine is None else self._engine.wait_for_end()
+            engine = Engine(self, self.copy(), url, first_must_open=not retry, after=last)
             # First, because a prepare() or an on_message that is there at once sends on this Connection.
             self._engine = engine
             engine.start()

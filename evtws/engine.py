@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from .ending import Ending
+from .ending import FAREWELL, Ending
 from .errors import ConnectionClosed, ConnectionLost, EvtwsError
 from .frames import encode_close
 from .life import Life
@@ -39,11 +39,19 @@ GRACE = 0.2
 
 
 class Engine:
-    """What a Connection is made of while it is not CLOSED; `first_must_open` as for Ending."""
+    """What a Connection is made of while it is not CLOSED; `first_must_open` as for Ending, `after` as for Life."""
 
-    def __init__(self, connection: Connection, options: Options, url: URL, *, first_must_open: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        options: Options,
+        url: URL,
+        *,
+        first_must_open: bool,
+        after: threading.Thread | None = None,
+    ) -> None:
         refreshable = callable(url) or callable(options.headers)
-        self.life = Life(weakref.ref(connection), options, refreshable=refreshable)
+        self.life = Life(weakref.ref(connection), options, refreshable=refreshable, after=after)
         self.pulse = Pulse(self.life)
         self.router = Router(self.life, self.pulse.pong_received)
         self.reader = Reader(self.life, self.pulse, self.router)
@@ -197,23 +205,30 @@ class Engine:
     def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread or self.reader.is_current_thread
 
-    def join(self, deadline: float) -> None:
+    def wait_for_end(self) -> threading.Thread | None:
+        """Of a life that is CLOSED: wait until the peer was told goodbye; the thread that may still run callbacks."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(FAREWELL + GRACE)
+        return self.life.callbacks.thread
+
+    def join(self, deadline: float, grace: float = GRACE) -> None:
         """Wait for the threads until the deadline (monotonic) and a little; one in user code then is detached."""
         life = self.life
-        if not _join(self._thread, deadline):
+        if not _join(self._thread, deadline, grace):
             logger.warning("the I/O thread sits in a function of the user's or in the resolver; it is detached")
             if (transport := life.transport) is not None:
                 transport.abort()
-        if not _join(life.preparer, deadline):
+        if not _join(life.preparer, deadline, grace):
             logger.warning("prepare() does not return; its thread is detached")
         life.callbacks.stop()
-        life.callbacks.join(_left(deadline))
+        life.callbacks.join(_left(deadline, grace))
 
     # -- numbers
 
     def stats(self) -> Stats:
         """A snapshot of everything that is counted."""
         life, router = self.life, self.router
+        self.sender.check()
         with life.lock:
             session, transport, keepalive = life.session, life.transport, life.session.keepalive
             since = session.opened_at
@@ -263,12 +278,12 @@ def _run(reference: weakref.ref[Engine], poller: Poller) -> None:
         poller.close()
 
 
-def _left(deadline: float) -> float | None:
-    return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic()) + GRACE
+def _left(deadline: float, grace: float) -> float | None:
+    return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic()) + grace
 
 
-def _join(thread: threading.Thread | None, deadline: float) -> bool:
+def _join(thread: threading.Thread | None, deadline: float, grace: float) -> bool:
     if thread is None or thread is threading.current_thread() or not thread.is_alive():
         return True
-    thread.join(_left(deadline))
+    thread.join(_left(deadline, grace))
     return not thread.is_alive()

@@ -33,9 +33,17 @@ class Life:
     """One connection from dial() to CLOSED, however often it is dialled again in between.
 
     `connection` is a weak reference. `refreshable`: url or headers is a function, which a rejected login asks again.
+    `after` is the thread that may still run callbacks of the last life: those of this one come after them.
     """
 
-    def __init__(self, connection: weakref.ref[Connection], options: Options, *, refreshable: bool) -> None:
+    def __init__(
+        self,
+        connection: weakref.ref[Connection],
+        options: Options,
+        *,
+        refreshable: bool,
+        after: threading.Thread | None = None,
+    ) -> None:
         self.connection = connection
         self.options = options
         self.correlation = Correlation(options.match_msg, options.match_key)
@@ -52,7 +60,7 @@ class Life:
         self.fault: EvtwsError | None = None
         self.poller = make_poller()
         self.callbacks = CallbackQueue(
-            options.callback_queue, on_error=_weakly(self._callback_raised), on_room=self.poller.wake
+            options.callback_queue, on_error=_weakly(self._callback_raised), on_room=self.poller.wake, after=after
         )
         #: The thread in which prepare() runs, whose messages go straight out, or None.
         self.preparer: threading.Thread | None = None

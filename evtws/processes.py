@@ -28,7 +28,7 @@ def _close_all() -> None:
     for engine in running:
         engine.begin_close(1001, "the process exits", deadline)
     for engine in running:
-        engine.join(deadline)
+        engine.join(deadline, grace=0.0)
 
 
 def _forked() -> None:

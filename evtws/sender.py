@@ -33,7 +33,7 @@ class Sender:
     def start_all(self, calls: Sequence[Call]) -> None:
         """The same for several calls, written at once; all of them are accepted, or none."""
         life = self._life
-        self._check()
+        self.check()
         frames = [encode_message(call.message.body, masked=True) for call in calls]
         direct = life.preparer is threading.current_thread() if life.preparer is not None else False
         ticket: Ticket | None = None
@@ -51,7 +51,8 @@ class Sender:
         if ticket is not None and ticket.room is not None:
             self._wait_for_room(calls, transport, ticket)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ForkedError in a forked child."""
         if self._life.forked:
             raise ForkedError("this connection belongs to the parent process; dial a new one")
 
@@ -118,7 +119,9 @@ class Sender:
                 return  # just now
             # Part of it is written, and the rest cannot be: no other frame can follow.
             self._life.lose(transport, ConnectionLost("a message could not be written within write_timeout"))
-            self._refused(calls, ConnectionLost("the message could not be written whole within write_timeout"))
+            error = ConnectionLost("the message could not be written whole within write_timeout")
+            error.written = ticket.written
+            self._refused(calls, error)
             return
         mine = self._cancel_all(calls, now)
         for call in mine[1:]:
@@ -185,5 +188,5 @@ class Sender:
 
     def check_may_wait(self) -> None:
         """Raise WouldDeadlock where the caller must not wait for a reply, ForkedError in a forked child."""
-        self._check()
+        self.check()
         self._reader.check_may_wait()
