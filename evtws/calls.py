@@ -111,6 +111,18 @@ class Reply(Future["Message"]):
     # Futures, since it is held for a few steps only.
     _guard = threading.Lock()
 
+    # What a Future begins with, said once for all of them.
+    _made: threading.Condition | None = None
+    _state = "PENDING"
+    _result: Message | None = None
+    _exception: BaseException | None = None
+    _waiters: list[Any]
+    _done_callbacks: Sequence[Any] = ()  # stays empty: they are `_tasks`
+    _tasks: list[Task] | None = None
+    _ended = False
+    #: What ends the wait of a thread that does the reading, None while it does not wait.
+    wake: Callable[[], object] | None = None
+
     def __init__(
         self,
         remove: Callable[[], bool],
@@ -119,19 +131,9 @@ class Reply(Future["Message"]):
     ) -> None:
         # Not Future.__init__: the Condition that it makes is most of a Future's 1.7 KB and of its cost, and a
         # Future that is asked for its result after it is done never needs it.
-        self._made: threading.Condition | None = None
-        self._state = "PENDING"
-        self._result: Message | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []  # stays empty: they are `_tasks`
-        self._tasks: list[Task] | None = None
-        self._ended = False
         self._remove = remove
         self._later = later
         self._wait = wait
-        #: What ends the wait of a thread that does the reading, None while it does not wait.
-        self.wake: Callable[[], object] | None = None
 
     def result(self, timeout: float | None = None) -> Message:
         """The reply. Raises what the request ended by, TimeoutError after `timeout` seconds, CancelledError."""
@@ -167,6 +169,7 @@ class Reply(Future["Message"]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         with self._guard:
             if self._made is None:
+                self._waiters = []
                 self._made = threading.Condition()
             return self._made
 
