@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from evtws import Connection, EvtwsError, Message, json_params, keyed
@@ -62,7 +63,7 @@ class Ear:
         """What `what()` returns, once that is true; it is asked again whenever something was heard."""
         with self._changed:
             found = self._changed.wait_for(what, SOON)
-        assert found, (self.errors, self.disconnected, self.messages)
+        assert found, (self.errors, self.disconnected, len(self.messages), self.messages[-3:])
         return found
 
     def one_error(self) -> EvtwsError:
@@ -106,3 +107,12 @@ def only_client(server: Server) -> ClientConnection:
     clients = server.wait_for(lambda: server.connections, SOON)
     assert len(clients) == 1
     return clients[0]
+
+
+@contextmanager
+def dialled(url: str, ear: Ear, **options: Any) -> Iterator[Connection]:
+    """A connection that is closed at the end, however it fares meanwhile."""
+    connection = Connection(**(ear.options | options))
+    connection.dial(url)
+    with connection:
+        yield connection

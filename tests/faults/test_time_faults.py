@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -159,3 +164,37 @@ def test_g3_no_busy_loop() -> None:
         with pytest.raises(TimeoutError):
             pending.result(300 * MS)
         assert time.process_time() - before < 100 * MS
+
+
+FROZEN = """
+import sys
+import evtws
+options = dict(ping_interval=float(sys.argv[2]), msg_prep=evtws.json_params, match_key=evtws.keyed("id"))
+with evtws.connect(sys.argv[1], on_error=lambda error: print("error", error, flush=True), **options) as connection:
+    print(connection.request(evtws.Message.json({"id": 1}), timeout=float(sys.argv[3])).body, flush=True)
+    print(connection.request(evtws.Message.json({"id": 2})).body, flush=True)
+"""
+
+
+def test_a12_a_frozen_process() -> None:
+    """A12: a process that is stopped for longer than its timeouts resumes: no stale connection, no lost reply."""
+
+    def script(client: ClientConnection, body: str | bytes) -> None:
+        if json.loads(body)["id"] == 2:
+            client.send(body)
+
+    with Server(script) as server:
+        arguments = [server.url, str(100 * MS), str(600 * MS)]
+        command = [sys.executable, "-W", "error", "-c", FROZEN, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            client = only_client(server)
+            assert server.wait_for(lambda: client.received and client.pings, SOON)
+            os.kill(process.pid, signal.SIGSTOP)
+            try:
+                client.send('{"id":1}')
+                time.sleep(1000 * MS)
+            finally:
+                os.kill(process.pid, signal.SIGCONT)
+            assert process.communicate(timeout=SOON)[0] == '{"id":1}\n{"id":2}\n'
+        assert process.returncode == 0
+        assert server.dials == 1
