@@ -35,6 +35,8 @@ class CallbackQueue:
         self._on_room = on_room
         #: Called when nothing is left to do.
         self.on_idle: Callable[[], object] | None = None
+        #: False once the interpreter exits: it starts no thread then (Python 3.12), and whatever waits for one is lost.
+        self.may_start = True
         self._tasks: deque[Task] = deque()
         # Guards `thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
         self._changed = threading.Condition()
@@ -83,7 +85,7 @@ class CallbackQueue:
             with self._changed:
                 if self._waiting:
                     self._changed.notify()
-                elif self._asleep:
+                elif self._asleep and self.may_start:
                     self._start()
 
     def _start(self) -> None:
@@ -135,6 +137,7 @@ class CallbackQueue:
                     return
                 continue
             self._call(task)
+            del task  # it knows the Connection, which is to be collected while this thread sleeps
             if self._was_full and len(self._tasks) <= self.limit // 2:
                 self._was_full = False
                 self._on_room()

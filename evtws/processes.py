@@ -26,6 +26,7 @@ def _close_all() -> None:
     deadline = time.monotonic() + EXIT_TIME
     running = [engine for engine in _engines if not engine.over]
     for engine in running:
+        engine.life.callbacks.may_start = False
         engine.begin_close(1001, "the process exits", deadline)
     for engine in running:
         engine.join(deadline, grace=0.0)
