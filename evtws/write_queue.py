@@ -133,6 +133,9 @@ class WriteQueue:
             ticket.left = 0
         if self._in_chunk:
             self._in_chunk[0].left -= count
+        self._let_go_who_fits()
+
+    def _let_go_who_fits(self) -> None:
         while self._waiting and self._fits(self._waiting[0]):
             _let_go(self._waiting.popleft(), None)
 
@@ -153,6 +156,7 @@ class WriteQueue:
             return False
         self._waiting.remove(ticket)
         self._drop(ticket)
+        self._let_go_who_fits()
         return True
 
     def release(self, error: ConnectionLost) -> None:
