@@ -91,13 +91,14 @@ class CallbackQueue:
     def _start(self) -> None:
         """Start a thread, the first one or one for what comes after `stop`; requires the lock."""
         thread = threading.Thread(target=self._run, name="evtws-callbacks", daemon=True)
+        before, self.thread = self.thread, thread  # now: its first task may ask whether it is the current one
         try:
             thread.start()
         except RuntimeError:
             # Nothing is lost: the next task tries again.
+            self.thread = before
             logger.exception("no thread can be started for callbacks; %d wait", len(self._tasks))
         else:
-            self.thread = thread
             self._asleep = False
 
     def stop(self) -> None:
