@@ -161,7 +161,8 @@ class EpollPoller(Poller):
         self._epoll.register(self.waker.fileno(), select.EPOLLIN)
 
     def _mask(self) -> int:
-        return self._read * select.EPOLLIN | self._write * select.EPOLLOUT
+        # Errors are told whether or not they are asked for; edge-triggered, while nobody asks, they are told once.
+        return (self._read * select.EPOLLIN | self._write * select.EPOLLOUT) or select.EPOLLET
 
     def _register(self) -> None:
         self._epoll.register(self._fd, self._mask())
