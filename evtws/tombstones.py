@@ -54,7 +54,7 @@ class Tombstones:
             key, limit, kept = (Tombstone, id(message)), self.SCANNED, message
         else:
             limit, kept = self.LIMIT, None
-            tombs.pop(key, None)  # so that the newest is last
+        tombs.pop(key, None)  # so that the newest is last
         tombs[key] = Tombstone(kept, verdict, now + self.LIFETIME)
         if len(tombs) > limit:
             tombs.popitem(last=False)
