@@ -1,0 +1,465 @@
+"""Requests from several threads to a server that cannot be relied on: does every one end once, and with the truth?
+
+    python -m tests.load.exactly_once [--requests 100000] [--threads 8] [--seed 1] [--tls] [--switch 0.00001]
+
+The server answers late, twice, out of order or never, says things that nobody asked for, stops reading for a while,
+and cuts the line: by a close frame, a FIN or a reset. Each request tells it what it is to do with it, so that a seed
+fixes what is asked and answered; when the line is cut is fixed by the number of messages that came. The threads use
+everything that a Connection has for sending. Prints what became of the requests, and what does not hold; ends 0 if
+all holds, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import ssl
+import sys
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import tenacity
+import trustme
+
+import evtws
+from evtws.testing import ClientConnection, Server
+from tests.timing import MS, SOON
+
+#: How long a reply is awaited: by the many, and by those who are in a hurry.
+PATIENT, HURRIED = 250 * MS, 15 * MS
+
+#: How many Futures and callbacks a thread leaves open.
+WINDOW = 32
+
+#: A body that no single write takes once the server has stopped reading.
+LARGE = 300_000
+
+#: The names of the errors by which a request may end.
+FAILURES = (evtws.ReplyTimeout, evtws.ConnectionLost, evtws.WriteTimeout, evtws.OutboxFull, evtws.NotConnected)
+
+
+class Fickle:
+    """The server's script, and what it saw and sent. All of it in the server's thread."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._trouble_at = 100
+        self._client: ClientConnection
+        self._index: dict[ClientConnection, int] = {}
+        self._serial = 0
+        #: On which connections each request came, by its number; the numbers in the order of their first arrival.
+        self.seen: dict[int, list[int]] = defaultdict(list)
+        #: What was sent on each connection, in order: serial number and request.
+        self.sent: list[list[tuple[int, int | None]]] = []
+        #: Replies that are to be sent later.
+        self.owed = 0
+        self.troubles: Counter[str] = Counter()
+        #: No more trouble is made.
+        self.calm = False
+        self.server: Server
+
+    def connected(self, client: ClientConnection) -> None:
+        """A connection was opened."""
+        self._client, self._index[client] = client, len(self.sent)
+        self.sent.append([])
+
+    def received(self, client: ClientConnection, body: str | bytes) -> None:
+        """A request came: do with it what it says."""
+        request = json.loads(body)
+        self.seen[request["id"]].append(self._index[client])
+        for place, delay in enumerate(request["after"]):
+            reply = {"id": request["id"], "last": place + 1 >= request["items"]}
+            if delay:
+                self.owed += 1
+                self.server.loop.later(delay * MS, lambda reply=reply: self._pay(client, request["keep"], reply))
+            else:
+                self._send(client, reply)
+        if self.server.received_count >= self._trouble_at and not self.calm:
+            self._trouble_at += self._random.randint(50, 1000)
+            self._make_trouble(client)
+
+    def _pay(self, client: ClientConnection, keep: bool, reply: dict[str, Any]) -> None:
+        self.owed -= 1
+        self._send(self._client if keep else client, reply)
+
+    def _send(self, client: ClientConnection, reply: dict[str, Any]) -> None:
+        if not client.is_open:
+            return
+        for number in (reply["id"], None) if self._random.random() < 0.02 else (reply["id"],):
+            self._serial += 1
+            self.sent[self._index[client]].append((self._serial, number))
+            client.send(json.dumps({**reply, "id": number, "serial": self._serial}))
+
+    def _make_trouble(self, client: ClientConnection) -> None:
+        kind = self._random.choice(["fin", "reset", "close", "stall", "stall and fin", "stall and reset"])
+        self.troubles[kind] += 1
+        if kind == "close":
+            client.close(1012)
+        elif kind in ("fin", "reset"):
+            client.drop(reset=kind == "reset")
+        else:
+            client.pause_reading()
+            reset = kind == "stall and reset"
+            end = client.resume_reading if kind == "stall" else lambda: client.drop(reset=reset)
+            self.server.loop.later(self._random.randint(1, 60) * MS, end)
+
+
+class Ledger:
+    """What became of each request. From any thread: what is changed together is changed by one list's append."""
+
+    def __init__(self, requests: int) -> None:
+        self.endings: list[list[str]] = [[] for _ in range(requests)]
+        self.written: list[str | None] = [None] * requests
+        self.in_flight = ["fail"] * requests
+        #: The serial numbers of what was received, as replies and as answers to nothing.
+        self.replies: list[int] = []
+        self.extras: list[int] = []
+        #: What does not hold.
+        self.wrong: list[str] = []
+        #: Messages that may be pending, for whoever wants to remove one, and what their thread wants to hear of that.
+        self.recent: deque[tuple[int, evtws.Message, Callable[[], object]]] = deque(maxlen=8 * WINDOW)
+
+    def replied(self, number: int, reply: evtws.Message) -> None:
+        """A reply came for that request."""
+        if reply.params["id"] != number:
+            self.wrong.append(f"{number} had the reply to {reply.params['id']}")
+        self.replies.append(reply.params["serial"])
+
+    def ended(self, number: int, how: str | BaseException) -> None:
+        """That request ended."""
+        if isinstance(how, str):
+            self.endings[number].append(how)
+            return
+        self.endings[number].append(type(how).__name__)
+        if isinstance(how, (evtws.ReplyTimeout, evtws.ConnectionLost)):
+            self.written[number] = how.written
+        elif isinstance(how, FAILURES):
+            self.written[number] = "no"
+        elif not isinstance(how, evtws.RequestCancelled):
+            self.wrong.append(f"{number} ended by {how!r}")
+
+
+class Asker:
+    """One thread that asks, in every way there is."""
+
+    def __init__(self, connection: evtws.Connection, ledger: Ledger, numbers: range, seed: int) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        self._numbers = iter(numbers)
+        self._random = random.Random(seed)
+        # So that a thread has only so many requests open.
+        self._room = threading.Semaphore(WINDOW)
+        self.futures: list[Future[evtws.Message]] = []
+
+    def run(self) -> None:
+        """Ask until there are no numbers left."""
+        ways = [self._request, self._submit, self._call_back, self._submit_many, self._stream]
+        for number in self._numbers:
+            way = self._random.choices(ways, [20, 40, 40, 10, 4])[0]
+            try:
+                way(number)
+                if self._random.random() < 0.05:
+                    self._remove()
+            except Exception as exc:
+                self._ledger.wrong.append(f"{number}: {way.__name__} raised {exc!r}")
+        self._take_room(WINDOW)  # until all have ended
+
+    def _message(self, number: int, items: int = 1, **handlers: Any) -> evtws.Message:
+        chance = self._random
+        after = [0 if chance.random() < 0.7 else chance.randint(1, 30) for _ in range(items)]
+        if chance.random() < 0.03:
+            after.append(chance.randint(0, 5))  # one too many
+        elif chance.random() < 0.02:
+            after = []
+        in_flight = chance.choice(["fail", "resend", "keep"])
+        self._ledger.in_flight[number] = in_flight
+        params = {"id": number, "items": items, "after": sorted(after), "keep": in_flight == "keep"}
+        if chance.random() < 0.005:
+            params["much"] = "x" * chance.randint(1, LARGE)
+        timeout = HURRIED if chance.random() < 0.05 or not after else PATIENT
+        message = evtws.Message.json(params, timeout=timeout, in_flight=in_flight, **handlers)
+        self._ledger.recent.append((number, message, self._room.release))
+        return message
+
+    # -- the ways to ask
+
+    def _request(self, number: int) -> None:
+        try:
+            self._ledger.replied(number, self._connection.request(self._message(number)))
+        except evtws.EvtwsError as exc:
+            self._ledger.ended(number, exc)
+        else:
+            self._ledger.ended(number, "reply")
+
+    def _submit(self, number: int) -> None:
+        self._submit_all([number])
+        if self.futures and self._random.random() < 0.05:
+            self._random.choice(self.futures[-WINDOW:]).cancel()
+
+    def _submit_many(self, number: int) -> None:
+        self._submit_all([number, *(next(self._numbers, None) for _ in range(self._random.randint(0, 7)))])
+
+    def _submit_all(self, asked: list[Any]) -> None:
+        numbers: list[int] = [number for number in asked if number is not None]
+        messages = [self._message(number) for number in numbers]
+        self._take_room(len(numbers))
+        try:
+            futures = self._connection.submit_many(messages)
+        except evtws.EvtwsError as exc:
+            for number in numbers:
+                # The first of several that are not written is what is raised; nothing is kept of any.
+                self._ledger.ended(number, exc)
+                self._room.release()
+            return
+        for number, future in zip(numbers, futures, strict=True):
+            self.futures.append(future)
+            future.add_done_callback(lambda future, number=number: self._done(number, future))  # type: ignore[misc]
+
+    def _done(self, number: int, future: Future[evtws.Message]) -> None:
+        if future.cancelled():
+            self._ledger.ended(number, "cancelled")
+        elif (error := future.exception()) is not None:
+            self._ledger.ended(number, error)
+        else:
+            self._ledger.replied(number, future.result())
+            self._ledger.ended(number, "reply")
+        self._room.release()
+
+    def _call_back(self, number: int) -> None:
+        def answered(reply: evtws.Message, _: evtws.Connection) -> None:
+            self._ledger.replied(number, reply)
+            self._ledger.ended(number, "reply")
+            self._room.release()
+
+        def failed(error: evtws.EvtwsError, _: evtws.Connection) -> None:
+            self._ledger.ended(number, error)
+            self._room.release()
+
+        self._take_room(1)
+        try:
+            self._connection.send(self._message(number, callback=answered, on_failure=failed))
+        except evtws.EvtwsError as exc:
+            failed(exc, self._connection)
+
+    def _stream(self, number: int) -> None:
+        message = self._message(number, items=self._random.randint(1, 5))
+        try:
+            with self._connection.stream(
+                message, until=lambda reply: bool(reply.params["last"]), timeout=message.timeout
+            ) as stream:
+                for reply in stream:
+                    self._ledger.replied(number, reply)
+        except evtws.EvtwsError as exc:
+            self._ledger.ended(number, exc)
+        else:
+            self._ledger.ended(number, "end of stream")
+
+    def _take_room(self, count: int) -> None:
+        for _ in range(count):
+            if not self._room.acquire(timeout=SOON):
+                raise TimeoutError("requests do not end")
+
+    def _remove(self) -> None:
+        number, message, release = self._random.choice(self._ledger.recent)
+        if self._connection.remove_from_queue(message) and message.callback is not None:
+            self._ledger.ended(number, "removed")  # of which a callback hears nothing
+            release()
+
+
+def check(ledger: Ledger, fickle: Fickle, threads: int) -> list[str]:
+    """What does not hold of what became of the requests, in words."""
+    wrong = list(ledger.wrong)
+    for number, endings in enumerate(ledger.endings):
+        seen = fickle.seen.get(number, [])
+        told = f"{number} ({ledger.in_flight[number]}) ended by {endings}, written={ledger.written[number]}, seen on {seen}"
+        if len(endings) != 1:
+            wrong.append(f"{told}: not once")
+        if ledger.written[number] == "no" and seen:
+            wrong.append(f"{told}: it was written")
+        if len(set(seen)) < len(seen) or (len(seen) > 1 and ledger.in_flight[number] != "resend"):
+            wrong.append(f"{told}: came twice")
+    share = len(ledger.endings) // threads
+    for first in range(0, len(ledger.endings), share):
+        wrong += check_order(ledger, fickle, range(first, min(first + share, len(ledger.endings))))
+    return wrong + check_received(ledger, fickle)
+
+
+def check_order(ledger: Ledger, fickle: Fickle, numbers: range) -> list[str]:
+    """What does not hold of the order of one thread's requests: between two that came, none is missing.
+
+    A request that was written, as its error says, on a connection on which later ones came, must have come.
+    """
+    wrong = []
+    came = [number for number in fickle.seen if number in numbers and ledger.in_flight[number] != "resend"]
+    if came != sorted(came):
+        wrong.append(f"{numbers}: not in order")
+    at, before = iter([*came, None]), None
+    after = next(at)
+    for number in numbers:
+        if number == after:
+            before, after = after, next(at)
+        elif ledger.in_flight[number] != "resend" and ledger.written[number] == "yes":
+            if before is not None and after is not None and fickle.seen[before] == fickle.seen[after]:
+                wrong.append(f"{number} was written, between {before} and {after}, and never came")
+    return wrong
+
+
+def check_received(ledger: Ledger, fickle: Fickle) -> list[str]:
+    """What does not hold of the replies: each is delivered once, to its request or as an extra, in order."""
+    wrong = []
+    replies, extras = set(ledger.replies), set(ledger.extras)
+    if len(replies) + len(extras) != len(ledger.replies) + len(ledger.extras) or replies & extras:
+        wrong.append("a reply was delivered twice")
+    received = replies | extras
+    answered: set[int] = set()
+    for index, sent in enumerate(fickle.sent):
+        is_last = index == len(fickle.sent) - 1
+        until = sent[-1][0] if is_last else max((serial for serial, _ in sent if serial in received), default=0)
+        for serial, number in sent:
+            if serial > until:
+                break  # cut
+            endings = [] if number is None or number < 0 else ledger.endings[number]
+            # What is under way to a stream when it is left is nobody's.
+            if serial not in received and endings not in (["ReplyTimeout"], ["RequestCancelled"]):
+                wrong.append(f"{serial}, for {number}, was not delivered on connection {index}")
+            if endings == ["reply"] and number is not None and number not in answered:
+                answered.add(number)
+                if serial not in replies:
+                    wrong.append(f"{serial}, the first reply to {number}, was not taken for one")
+    return wrong
+
+
+def check_stats(stats: evtws.Stats, ledger: Ledger) -> list[str]:
+    """What does not add up."""
+    wrong = []
+    if stats.late + stats.duplicate + stats.unmatched != len(ledger.extras):
+        wrong.append(f"{len(ledger.extras)} extras, but {stats}")
+    if stats.pending or stats.outbox or stats.callbacks_queued or stats.callbacks_failed or stats.callbacks_dropped:
+        wrong.append(f"something is left: {stats}")
+    return wrong
+
+
+class Run:
+    """One run: `requests` from `threads` threads, as `seed` has it; over TLS where contexts are given."""
+
+    def __init__(self, requests: int, threads: int, seed: int, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None) -> None:
+        self.ledger, self.fickle = Ledger(requests), Fickle(seed)
+        self.wrong: list[str] = []
+        self.stats: evtws.Stats
+        self._threads, self._seed = threads, seed
+        before = _held()
+        script = {"on_connect": self.fickle.connected, "ssl": tls and tls[0], "record": False}
+        with Server(self.fickle.received, **script) as self.fickle.server:  # type: ignore[arg-type]
+            with self._connection(tls and tls[1]) as connection:
+                connection.dial(self.fickle.server.url)
+                self._ask(connection)
+                self._settle(connection)
+                if connection.pending:
+                    self.wrong.append(f"{len(connection.pending)} are pending")
+            self.stats = connection.stats()
+        if (after := _held()) != before:
+            self.wrong.append(f"threads and descriptors: {before} before, {after} after")
+        self.wrong += check(self.ledger, self.fickle, threads) + check_stats(self.stats, self.ledger)
+
+    def _connection(self, context: ssl.SSLContext | None) -> evtws.Connection:
+        return evtws.Connection(
+            ssl=context,
+            msg_prep=evtws.json_params,
+            match_key=evtws.keyed("id"),
+            on_message=lambda message, _: self.ledger.extras.append(message.params["serial"]),
+            on_error=self._note,
+            callback_queue=1_000_000,
+            reconnect=evtws.ReconnectPolicy(wait=tenacity.wait_random(0, 10 * MS)),
+            outbox=3 * WINDOW,
+            ping_interval=100 * MS,
+            write_buffer=1 << 16,
+            write_timeout=40 * MS,
+            request_timeout=PATIENT,
+        )
+
+    def _note(self, error: evtws.EvtwsError) -> None:
+        if isinstance(error, evtws.UserCodeError):
+            self.wrong.append(repr(error))
+
+    def _ask(self, connection: evtws.Connection) -> None:
+        requests = len(self.ledger.endings)
+        share = requests // self._threads
+        ranges = [range(first, min(first + share, requests)) for first in range(0, requests, share)]
+        askers = [Asker(connection, self.ledger, numbers, self._seed + numbers.start) for numbers in ranges]
+        threads = [threading.Thread(target=asker.run) for asker in askers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _settle(self, connection: evtws.Connection) -> None:
+        """Have the server make no more trouble, and wait until all that it owes has come."""
+        self.fickle.calm = True
+        self.fickle.server.wait_for(lambda: not self.fickle.owed, SOON)
+        deadline = time.monotonic() + SOON
+        while time.monotonic() < deadline:
+            try:
+                last = {"id": -1, "items": 1, "after": [100], "keep": False}
+                self.ledger.replied(-1, connection.request(evtws.Message.json(last)))
+                return
+            except (evtws.ConnectionLost, evtws.ReplyTimeout):
+                pass  # the last trouble is not over
+        self.wrong.append("it does not settle")
+
+    def row(self) -> str:
+        """What became of the requests, to be read by a person."""
+        kinds = Counter(ending for endings in self.ledger.endings for ending in endings)
+        lost = Counter(
+            written
+            for written, endings in zip(self.ledger.written, self.ledger.endings, strict=True)
+            if written is not None and endings not in (["ReplyTimeout"], ["OutboxFull"])
+        )
+        again = sum(len(seen) > 1 for seen in self.fickle.seen.values())
+        return (
+            f"{dict(kinds.most_common())}; lost with written = {dict(lost)}; {again} came again; troubles "
+            f"{dict(self.fickle.troubles)}, {len(self.fickle.sent)} connections; late {self.stats.late}, duplicate "
+            f"{self.stats.duplicate}, unmatched {self.stats.unmatched}"
+        )
+
+
+def _held() -> tuple[int, int]:
+    """How many threads and descriptors this process has."""
+    descriptors = "/proc/self/fd"
+    return threading.active_count(), len(os.listdir(descriptors)) if os.path.isdir(descriptors) else 0
+
+
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's context that go together."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+def main() -> int:
+    """What the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(prog="exactly_once", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tls", action="store_true", help="over wss")
+    parser.add_argument("--switch", type=float, default=sys.getswitchinterval(), help="sys.setswitchinterval, seconds")
+    options = parser.parse_args()
+    sys.setswitchinterval(options.switch)
+    begin = time.perf_counter()
+    run = Run(options.requests, options.threads, options.seed, tls_contexts() if options.tls else None)
+    print(f"Python {platform.python_version()}, seed {options.seed}: {time.perf_counter() - begin:.1f} s; {run.row()}")
+    print(*run.wrong[:20], f"{len(run.wrong)} things do not hold", sep="\n")
+    return int(bool(run.wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
