@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import ConnectionLost, EvtwsError, NotConnected, ReplyTimeout, UserCodeError
+from .errors import ConnectionLost, EvtwsError, NotConnected, ReplyTimeout, SlowUserCode, UserCodeError
 from .frames import Opcode, encode_message
 from .life import Life
 from .options import as_bytes
+from .router import SLOW
 from .state import State
 
 
@@ -49,14 +50,25 @@ class Pulse:
 
     def beat(self, now: float) -> None:
         """Send the ping that is due."""
+        ping = self._guarded()
+        if ping is not None:
+            self._send(*ping, None)
+            return
+        with self._life.lock:
+            self._life.session.keepalive.postpone(now)
+
+    def _guarded(self) -> tuple[bytes | None, bytes] | None:
+        """A ping that is composed where messages are read; None if that fails, which is reported."""
+        life = self._life
+        before = time.monotonic()
         try:
-            payload = self._compose()
+            return self._encoded(self._compose())
         except Exception as exc:
-            self._life.tell(self._life.report(UserCodeError("composing a ping", exc)))
-            with self._life.lock:
-                self._life.session.keepalive.postpone(now)
-        else:
-            self._send(payload, None)
+            life.tell(life.report(UserCodeError("composing a ping", exc)))
+            return None
+        finally:
+            if (seconds := time.monotonic() - before) > SLOW:
+                life.tell(life.report(SlowUserCode("composing a ping", seconds)))
 
     def ping(self, timeout: float | None) -> float:
         """Send a ping and wait for its pong: seconds. Raises NotConnected, ReplyTimeout or a ConnectionLost."""
@@ -64,7 +76,8 @@ class Pulse:
         if life.session.state is not State.OPEN:
             raise NotConnected(f"the connection is {life.session.state.name}")
         waiter = PingWait()
-        self._send(life.session.keepalive.compose() if self._is_free() else self._compose(), waiter)
+        payload = life.session.keepalive.compose() if self._is_free() else self._compose()
+        self._send(*self._encoded(payload), waiter)
         rtt = waiter.wait(timeout)
         if rtt is None:
             with life.lock:
@@ -85,14 +98,21 @@ class Pulse:
             payload = options.ping_msg
         else:
             payload = self._life.session.keepalive.compose()
-        if options.ping_as == "frame" and len(as_bytes(payload)) > 125:
-            raise ValueError("a ping frame holds at most 125 bytes")
         return payload
 
-    def _send(self, payload: str | bytes, waiter: PingWait | None) -> None:
+    def _encoded(self, payload: str | bytes) -> tuple[bytes | None, bytes]:
+        """What a pong will name, None where it names nothing; and what is to be written: a payload, or a message."""
+        if not isinstance(payload, (str, bytes)):
+            raise TypeError(f"a ping is str or bytes, not {type(payload).__name__}")
+        if self._life.options.ping_as == "message":
+            return None, encode_message(payload, masked=True)
+        data = as_bytes(payload)
+        if len(data) > 125:
+            raise ValueError("a ping frame holds at most 125 bytes")
+        return data, data
+
+    def _send(self, named: bytes | None, data: bytes, waiter: PingWait | None) -> None:
         life = self._life
-        named = as_bytes(payload) if life.options.ping_as == "frame" else None
-        message = None if named is not None else encode_message(payload, masked=True)
         with life.lock:
             transport = life.transport
             if transport is None:
@@ -100,10 +120,10 @@ class Pulse:
             # Noted first: the pong may be here before the sending has returned.
             life.session.keepalive.sent(named, time.monotonic(), waiter, scheduled=waiter is None)
             try:
-                if message is None:
-                    transport.send_control(Opcode.PING, named or b"")
+                if named is None:
+                    transport.send(data)
                 else:
-                    transport.send(message)
+                    transport.send_control(Opcode.PING, data)
             except ConnectionLost:
                 pass  # whoever reads finds out why
 
