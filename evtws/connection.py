@@ -35,6 +35,7 @@ class Connection(Options):
     """
 
     _engine: Engine | None = None
+    _finalizer: weakref.finalize[..., Connection] | None = None
 
     def __post_init__(self) -> None:
         # Guards dial() against itself.
@@ -62,6 +63,7 @@ class Connection(Options):
             raise ValueError("retry=True needs reconnect=")
         with self._dialling:
             if self.state is not State.CLOSED:
+                self._running()  # has its own word for a forked child
                 raise IllegalTransition(f"the connection is {self.state.name}: it cannot be dialled")
             last = None if self._engine is None else self._engine.wait_for_end()
             engine = Engine(self, self.copy(), url, first_must_open=not retry, after=last)
@@ -69,7 +71,10 @@ class Connection(Options):
             self._engine = engine
             engine.start()
             processes.register(engine)
-            weakref.finalize(self, _dropped, engine.life.poller, engine.life.callbacks).atexit = False
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            self._finalizer = weakref.finalize(self, _dropped, engine.life.poller, engine.life.callbacks)
+            self._finalizer.atexit = False
         self._wait_first_attempt(engine, retry)
 
     def _wait_first_attempt(self, engine: Engine, retry: bool) -> None:
@@ -246,7 +251,7 @@ class Connection(Options):
 
         Its callback is not called; a `request` that waits raises RequestCancelled, a Future is cancelled.
         """
-        return self._engine is not None and self._engine.sender.remove(message)
+        return self._engine is not None and self._running().sender.remove(message)
 
     # -- pings
 
@@ -263,7 +268,7 @@ class Connection(Options):
     def pong_received(self) -> None:
         """Say that a message was the service's own pong: every ping so far counts as answered."""
         if self._engine is not None:
-            self._engine.pulse.pong_received()
+            self._running().pulse.pong_received()
 
     # -- what it is
 
@@ -301,6 +306,7 @@ class Connection(Options):
         engine = self._engine
         if engine is None:
             raise NotConnected("the connection was never dialled")
+        engine.life.check_process()
         return engine
 
     def _prepared(self, message: Message) -> None:

@@ -228,9 +228,9 @@ class Engine:
     def stats(self) -> Stats:
         """A snapshot of everything that is counted."""
         life, router = self.life, self.router
-        self.sender.check()
+        life.check_process()
         with life.lock:
-            session, transport, keepalive = life.session, life.transport, life.session.keepalive
+            session, transport, keepalive = life.session, life.transport or life.parting, life.session.keepalive
             since = session.opened_at
             return Stats(
                 state=session.state,

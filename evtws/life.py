@@ -13,7 +13,7 @@ from .callbacks import CallbackQueue, logger, name_of
 from .correlation import Correlation
 from .diagnosis import reply_timeout
 from .dial import HasFileno, Upgraded
-from .errors import ConnectionLost, EvtwsError, UserCodeError
+from .errors import ConnectionLost, EvtwsError, ForkedError, UserCodeError
 from .frames import encode_message
 from .keepalive import Keepalive
 from .options import Options
@@ -68,8 +68,15 @@ class Life:
         self.routing_thread: int | None = None
         #: In a forked child: nothing of this life may be touched.
         self.forked = False
-        #: Of the connections that have ended.
+        #: The connection that has ended and to whose peer goodbye is said, or None.
+        self.parting: Transport | None = None
+        #: Of the connections that have ended for good.
         self.messages_sent = self.bytes_sent = self.bytes_received = 0
+
+    def check_process(self) -> None:
+        """Raise ForkedError in a forked child, where a lock of this life may be held for ever."""
+        if self.forked:
+            raise ForkedError("this connection belongs to the parent process; dial a new one")
 
     # -- the end of the present connection
 

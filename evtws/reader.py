@@ -60,7 +60,7 @@ class Reader:
 
     def round(self, transport: Transport, ready: bool) -> bool:
         """Read once, if there is something and nobody else does the reading; whether there is more at hand."""
-        if not (ready or transport.has_more) or not self.may_read():
+        if not (ready or self.held or transport.has_more) or not self.may_read():
             return False
         if not self._life.reading.acquire(blocking=False):
             return False
@@ -76,31 +76,33 @@ class Reader:
         A caller that has read and is about to ask again finds the reading left to it: switching it back and forth
         costs more than reading. A message that comes in between waits for `LINGER` seconds at most.
         """
-        if self._lingering and now - self._left_at >= LINGER and not self._life.reading.locked():
-            self._stop_lingering()
+        if self._lingering and now - self._left_at >= LINGER:
+            self._lingering = False
+            # Looked at after that was said: who stops reading now gives the interest back, or says so again.
+            if not self._life.reading.locked():
+                self._life.poller.want_read(True)
         return now + LINGER if self._lingering else None
 
     def may_read(self) -> bool:
         """Whether the callback queue has room for what is read, where `overflow="block"` asks that."""
-        life = self._life
-        if life.options.overflow == "drop":
+        if self._life.options.overflow == "drop":
             return True
-        if self._callback_waits:
-            life.poller.want_read(True)
-            return True
-        half = life.callbacks.limit // 2
-        if self.held:
-            self.held = life.callbacks.room < half
-            if not self.held:
-                with life.lock:
-                    # The pongs may have been there unread.
-                    life.session.keepalive.postpone(time.monotonic())
-        elif life.callbacks.room == 0:
-            life.callbacks.note_full()
-            # Looked at again: it may have emptied before the note.
-            self.held = life.callbacks.room < half
-        life.poller.want_read(not self.held)
-        return not self.held
+        if self.held or not self._life.callbacks.room:
+            self._hold_or_resume()
+        # A callback that begins to wait says so before it looks whether reading is held, and this is the other way.
+        reads = not self.held or self._callback_waits
+        self._life.poller.want_read(reads)
+        return reads
+
+    def _hold_or_resume(self) -> None:
+        life, was_held = self._life, self.held
+        life.callbacks.note_full()
+        # Looked at after the note: half of it may have emptied just before.
+        self.held = life.callbacks.room < max(1, life.callbacks.limit // 2)
+        if was_held and not self.held:
+            with life.lock:
+                # The pongs may have been there unread.
+                life.session.keepalive.postpone(time.monotonic())
 
     def let_callers_go(self) -> None:
         """Take the reading away from a caller; the socket may be closed afterwards."""
@@ -129,7 +131,7 @@ class Reader:
             return self._wait_in_callback(waiter, deadline)
         self._waiting.add(waiter)
         try:
-            if len(self._waiting) == 1 and life.poller.can_share and self.may_read():
+            if len(self._waiting) == 1 and life.poller.can_share and not self._is_full:
                 self._try_reading(waiter, deadline)
             if waiter.has_ended:
                 return True
@@ -137,6 +139,11 @@ class Reader:
             return waiter.wait_until(deadline)
         finally:
             self._waiting.discard(waiter)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing may be read, but for a callback that waits."""
+        return self._life.options.overflow == "block" and (self.held or not self._life.callbacks.room)
 
     def _stop_lingering(self) -> None:
         if self._lingering:
@@ -154,7 +161,11 @@ class Reader:
             self._callback_waits = False
 
     def check_may_wait(self) -> None:
-        """Raise WouldDeadlock where messages are read: nothing more is read until that function returns."""
+        """Raise WouldDeadlock where messages are read: nothing more is read until that function returns.
+
+        Raises ForkedError in a forked child, where nobody reads.
+        """
+        self._life.check_process()
         if self.is_current_thread:
             raise WouldDeadlock("a function that runs where messages are read cannot wait for one; use a callback")
 
@@ -196,7 +207,7 @@ class Reader:
                     wait.wait(deadline)
                 waiter.wake = None
             self._read(transport)
-            if waiter.has_ended or (deadline is not None and time.monotonic() >= deadline):
+            if waiter.has_ended or self._is_full or (deadline is not None and time.monotonic() >= deadline):
                 return
 
     def _is_current(self, transport: Transport) -> bool:

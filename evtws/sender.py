@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from .calls import Waiting
-from .errors import ConnectionLost, EvtwsError, ForkedError, RequestCancelled, WriteTimeout
+from .errors import ConnectionLost, EvtwsError, RequestCancelled, WriteTimeout
 from .frames import encode_message
 from .life import Life
 from .message import Message
@@ -33,7 +33,6 @@ class Sender:
     def start_all(self, calls: Sequence[Call]) -> None:
         """The same for several calls, written at once; all of them are accepted, or none."""
         life = self._life
-        self.check()
         frames = [encode_message(call.message.body, masked=True) for call in calls]
         direct = life.preparer is threading.current_thread() if life.preparer is not None else False
         ticket: Ticket | None = None
@@ -50,11 +49,6 @@ class Sender:
             life.poller.wake()
         if ticket is not None and ticket.room is not None:
             self._wait_for_room(calls, transport, ticket)
-
-    def check(self) -> None:
-        """Raise ForkedError in a forked child."""
-        if self._life.forked:
-            raise ForkedError("this connection belongs to the parent process; dial a new one")
 
     def _submit_all(self, calls: Sequence[Call], direct: bool) -> int:
         """Have all calls accepted; returns how many are to be written now, the rest waits. Requires the lock."""
@@ -187,6 +181,5 @@ class Sender:
         return True
 
     def check_may_wait(self) -> None:
-        """Raise WouldDeadlock where the caller must not wait for a reply, ForkedError in a forked child."""
-        self.check()
+        """Raise WouldDeadlock where the caller must not wait for a reply."""
         self._reader.check_may_wait()
