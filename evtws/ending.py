@@ -33,10 +33,12 @@ class Ending:
         self._reader.let_callers_go()
         with life.lock:
             transport, life.transport, life.fault = life.transport, None, None
-            if transport is not None:
-                transport.seal()  # whoever is about to write does not: what is said of its bytes stays true
-            was_open = life.session.opened_at is not None
+            life.parting = transport
             wished = life.session.state is State.CLOSING
+            if transport is not None:
+                # Whoever is about to write does not: what is said of its bytes stays true.
+                transport.seal(drop_queue=not wished)
+            was_open = life.session.opened_at is not None
             silent = self._first_must_open and not life.session.openings
             loss = life.session.ended(time.monotonic()) if wished else self._lost(error, may_retry=not silent)
             life.changed.notify_all()
@@ -73,23 +75,24 @@ class Ending:
         code = _goodbye(error)
         polite = False
         if code is not None:
-            transport.send_close(code or None, drop_queue=True)
+            transport.send_close(code or None)
             polite = self._farewell(transport)
         life.poller.unwatch()
         transport.abort()
         transport.close(reset=wished and not polite)
-        life.messages_sent += transport.messages_sent
-        life.bytes_sent += transport.bytes_sent
-        life.bytes_received += transport.bytes_received
+        with life.lock:
+            life.parting = None
+            life.messages_sent += transport.messages_sent
+            life.bytes_sent += transport.bytes_sent
+            life.bytes_received += transport.bytes_received
 
     def _farewell(self, transport: Transport) -> bool:
         """Wait for the end of the stream, reading on into nothing; whether it came."""
         life = self._life
-        deadline = time.monotonic() + FAREWELL
-        if life.session.close_by is not None:
-            deadline = min(deadline, life.session.close_by)
+        latest = time.monotonic() + FAREWELL
         try:
-            while time.monotonic() < deadline:
+            # close() may come in between, and shorten it.
+            while time.monotonic() < (deadline := min(latest, life.session.close_by or latest)):
                 transport.flush()
                 transport.receive()
                 if not transport.has_more:
@@ -113,11 +116,15 @@ class Ending:
         life = self._life
         error = ConnectionLost("the I/O thread failed; the log says how")
         with life.lock:
+            was_open = life.session.opened_at is not None
             failed = life.session.crash(error, time.monotonic())
             transport, life.transport = life.transport, None
             life.changed.notify_all()
-        life.fail(failed)
+        loss = Loss(None, failed, life.session.keepalive.lost())
+        self._tell(loss, error, was_open=was_open, silent=self._first_must_open and not life.session.openings)
+        self._reader.let_callers_go()
         if transport is not None:
+            life.poller.unwatch()
             transport.abort()
             transport.close()
 

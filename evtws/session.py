@@ -158,6 +158,7 @@ class Session:
         """The driver failed: CLOSED, whatever the state is; returns the calls that nobody will answer."""
         self.state = State.CLOSED
         self.preparing = False
+        self.opened_at = None
         self.last_error = error
         return self._fail_all(error, now)
 
