@@ -140,8 +140,10 @@ def open_for_all(life: Life, transport: Transport) -> None:
         if life.transport is not transport or life.fault is not None or life.session.state is not State.CONNECTING:
             return
         life.preparer = None
+        waiting = life.session.opened(time.monotonic())
+        # After the state has changed, which the function sees; before the first reply, which comes after it.
         if life.options.on_connected is not None:
             life.tell((Task(life.options.on_connected, (life.connection(),)),))
-        life.write_all(life.session.opened(time.monotonic()))
+        life.write_all(waiting)
         life.changed.notify_all()
     life.poller.wake()
