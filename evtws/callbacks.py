@@ -85,7 +85,7 @@ class CallbackQueue:
             with self._changed:
                 if self._waiting:
                     self._changed.notify()
-                elif self._asleep and self.may_start:
+                elif self.may_start and self._asleep:
                     self._start()
 
     def _start(self) -> None:
