@@ -95,12 +95,12 @@ class Model(RuleBasedStateMachine):
         self.now = 1000.0
         self.ids = count()
         self.entries: list[Entry] = []
-        self.writes: list[Entry] = []  # in their order, on the present connection
         self.waiting: list[Entry] = []  # the outbox
         self.line: list[Entry] = []  # in_order: whom the next replies are due to, the ended ones included
         self.tombs: dict[int, tuple[Verdict, float]] = {}
         self.state = State.CLOSED
         self.preparing = self.draining = False
+        self.retry_at: float | None = None  # when the next dial is due, while CONNECTING
         self.at_once = False  # dial anew upon the next loss: reconnect_now() was called
         self.accepted = 0  # since the last dial
 
@@ -111,7 +111,7 @@ class Model(RuleBasedStateMachine):
         late_after=st.sampled_from((None, 2.0, 6.0)),
         outbox=st.sampled_from((0, 3, 9, 9)),
         reconnect=st.sampled_from((True, True, True, False)),
-        is_open=st.booleans(),
+        start=st.sampled_from(("open", "preparing", "connecting")),
     )
     def begin(
         self,
@@ -121,20 +121,16 @@ class Model(RuleBasedStateMachine):
         late_after: float | None,
         outbox: int,
         reconnect: bool,
-        is_open: bool,
+        start: str,
     ) -> None:
         self.in_order = matching == "order"
         self.max_pending, self.refuse, self.late_after = max_pending, duplicate_keys == "refuse", late_after
         self.limit, self.reconnect = outbox, reconnect
-        correlation = Correlation(in_order) if self.in_order else Correlation(match_key=lambda message: None)
-        pending = PendingQueue(
-            correlation, max_pending=max_pending, duplicate_keys=duplicate_keys, late_after=late_after
-        )
-        policy = Reconnect(ReconnectPolicy(wait=lambda state: 1.0), False) if reconnect else None
-        self.session = Session(pending, Keepalive(None), policy, Outbox(outbox))
+        self.duplicate_keys = duplicate_keys
         self.dial()
-        if is_open:
+        if start != "connecting":
             self.upgraded()
+        if start == "open":
             self.opened("yes")
 
     # -- the model's own view
@@ -175,7 +171,6 @@ class Model(RuleBasedStateMachine):
     def write(self, entry: Entry, taken: Written | None) -> None:
         """Its bytes go out; `taken` is what the system takes of them, None: the write is refused."""
         entry.in_air = True
-        self.writes.append(entry)
         if self.in_order and entry.wants_reply:
             self.line.append(entry)
         if taken is not None:
@@ -216,17 +211,24 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.state is State.CLOSED)
     @rule()
     def dial(self) -> None:
+        # As the driver does: each life has a session of its own.
+        correlation = Correlation(in_order) if self.in_order else Correlation(match_key=lambda message: None)
+        pending = PendingQueue(
+            correlation, max_pending=self.max_pending, duplicate_keys=self.duplicate_keys, late_after=self.late_after
+        )
+        policy = Reconnect(ReconnectPolicy(wait=lambda state: 1.0), False) if self.reconnect else None
+        self.session = Session(pending, Keepalive(None), policy, Outbox(self.limit))
         self.session.dial(self.now)
-        self.state = State.CONNECTING
-        self.line, self.tombs, self.at_once = [], {}, False
-        self.accepted = 0
-        self.session.pending.reset()
+        self.state, self.retry_at = State.CONNECTING, self.now
+        self.line, self.tombs, self.accepted = [], {}, 0
+        self.draining = self.at_once = False
 
     @precondition(lambda self: self.state is State.CONNECTING and not self.preparing)
     @rule()
     def upgraded(self) -> None:
+        if self.retry_at is not None:
+            self.tick(max(0.0, self.retry_at - self.now), None)
         self.session.upgraded(None)
-        self.session.retry_at = None
         self.preparing = True
 
     @precondition(lambda self: self.state is State.CONNECTING and self.preparing)
@@ -243,7 +245,7 @@ class Model(RuleBasedStateMachine):
             self.upgraded()
         self.opened(taken)
 
-    @precondition(lambda self: self.accepted > 3)
+    @precondition(lambda self: self.accepted > 1)
     @rule()
     def reconnect_now(self) -> None:
         if self.state in (State.CLOSING, State.CLOSED):
@@ -251,6 +253,8 @@ class Model(RuleBasedStateMachine):
                 self.session.reconnect_now(self.now)
             return
         self.session.reconnect_now(self.now)
+        if self.retry_at is not None:
+            self.retry_at = self.now
         self.at_once = self.at_once or self.state is State.OPEN or self.preparing
 
     @precondition(lambda self: self.state in (State.CONNECTING, State.OPEN) and self.accepted > 2)
@@ -259,13 +263,15 @@ class Model(RuleBasedStateMachine):
         self.lose(kind("cut"), may_retry)
 
     def lose(self, error: EvtwsError, may_retry: bool = True) -> None:
-        again = may_retry and (self.reconnect or self.at_once)
+        delay = None if not may_retry else 0.0 if self.at_once else 1.0 if self.reconnect else None
+        again = delay is not None
         self.at_once = self.at_once and not may_retry
         loss = self.session.lost(error, self.now, may_retry=may_retry)
+        self.retry_at = None if delay is None else self.now + delay
+        assert loss.retry_at == self.retry_at
         self.check_loss(loss, error, again)
 
     def check_loss(self, loss: Loss, error: EvtwsError, again: bool) -> None:
-        assert (loss.retry_at is not None) == again
         flying = [entry for entry in self.pending if entry.in_air]
         if again:
             expected = [entry for entry in flying if entry.in_flight == "fail"]
@@ -277,7 +283,7 @@ class Model(RuleBasedStateMachine):
             entry.in_air = False
         self.waiting = resent + self.waiting
         self.line = [entry for entry in self.line if not entry.endings and entry.in_flight == "keep"]
-        self.tombs, self.writes = {}, []
+        self.tombs = {}
         self.state, self.preparing = State.CONNECTING if again else State.CLOSED, False
 
     @precondition(lambda self: self.state in (State.CONNECTING, State.OPEN) and self.accepted > 8)
@@ -287,13 +293,14 @@ class Model(RuleBasedStateMachine):
         expected = [*(entry for entry in self.waiting if not entry.wants_reply), *self.pending]
         self.check_failed(self.session.close(error, self.now, self.now + 5), expected, error)
         assert self.session.close(error, self.now, None) == []
+        self.retry_at = None
         self.state = State.CLOSING
 
     @precondition(lambda self: self.state is State.CLOSING)
     @rule()
     def ended(self) -> None:
         assert self.session.ended(self.now).failed == []
-        self.state, self.preparing, self.writes = State.CLOSED, False, []
+        self.state, self.preparing = State.CLOSED, False
 
     @precondition(lambda self: self.accepted > 12)
     @rule()
@@ -301,7 +308,7 @@ class Model(RuleBasedStateMachine):
         error = ConnectionLost("a defect")
         expected = [*(entry for entry in self.waiting if not entry.wants_reply), *self.pending]
         self.check_failed(self.session.crash(error, self.now), expected, error)
-        self.state, self.preparing, self.writes = State.CLOSED, False, []
+        self.state, self.preparing = State.CLOSED, False
 
     # -- calls
 
@@ -325,7 +332,7 @@ class Model(RuleBasedStateMachine):
     @rule(
         calls=st.lists(
             st.tuples(
-                st.integers(0, 3),
+                st.integers(0, 2),
                 st.sampled_from((None, 1.0, 3.0, 8.0)),
                 st.sampled_from(("fail", "resend", "keep")),
                 st.sampled_from((Call, Call, Call, Streamed, SendOnly)),
@@ -341,9 +348,16 @@ class Model(RuleBasedStateMachine):
             self.submit(*call)
 
     def submit(
-        self, key: int, timeout: float | None, in_flight: InFlight, kind: Any, direct: bool, taken: Written | None
+        self,
+        key: int,
+        timeout: float | None,
+        in_flight: InFlight,
+        kind: Any,
+        direct: bool,
+        taken: Written | None,
+        message: Message | None = None,
     ) -> None:
-        call = kind(Message("x", next(self.ids)), self.now, timeout, in_flight)
+        call = kind(message or Message("x", next(self.ids)), self.now, timeout, in_flight)
         call.key = None if self.in_order else key
         deadline = None if timeout is None else self.now + timeout
         entry = Entry(call, key, deadline, in_flight, call.wants_reply, call.streaming)
@@ -352,7 +366,7 @@ class Model(RuleBasedStateMachine):
         if refusal is not None:
             with pytest.raises(REFUSALS[refusal]):
                 self.session.submit(call, self.now, direct=direct)
-            assert self.session.find(call.message) is None
+            assert self.session.find(call.message) is not call
             return
         written = self.session.submit(call, self.now, direct=direct)
         self.accepted += 1
@@ -377,6 +391,13 @@ class Model(RuleBasedStateMachine):
         with pytest.raises(NotConnected if refused else PendingFull if full and again.wants_reply else ValueError):
             self.session.submit(again, self.now)
 
+    @precondition(lambda self: any(not entry.wants_reply for entry in self.waiting))
+    @rule()
+    def ask_by_what_waits_as_a_plain_send(self) -> None:
+        plain = next(entry for entry in self.waiting if not entry.wants_reply)
+        if plain.call.message not in [entry.call.message for entry in self.pending]:
+            self.submit(9, None, "resend", Call, False, "yes", plain.call.message)
+
     @precondition(lambda self: self.entries)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -393,7 +414,7 @@ class Model(RuleBasedStateMachine):
     # -- replies
 
     @precondition(lambda self: self.entries and (self.state is State.OPEN or self.preparing))
-    @rule(keys=st.lists(st.integers(0, 4), min_size=1, max_size=4), last=st.booleans(), taken=TAKEN)
+    @rule(keys=st.lists(st.integers(0, 3), min_size=1, max_size=4), last=st.booleans(), taken=TAKEN)
     def replies(self, keys: list[int], last: bool, taken: Written | None) -> None:
         for key in keys:
             if self.in_order:
@@ -447,6 +468,9 @@ class Model(RuleBasedStateMachine):
         assert {id(call) for call in due.expired} == {id(entry.call) for entry in expected}
         for entry in expected:
             self.end(entry, "expired")
+        assert due.dial == (self.retry_at is not None and self.retry_at <= self.now)
+        if due.dial:
+            self.retry_at = None
         self.follow(due, taken)
 
     def follow(self, due: Due, taken: Written | None) -> None:
@@ -478,7 +502,11 @@ class Model(RuleBasedStateMachine):
         for entry in self.entries:
             found = self.session.find(entry.call.message)
             alive = not entry.endings and (entry.wants_reply or entry in self.waiting)
-            assert found is (entry.call if alive else None)
+            if alive:
+                assert found is not None
+                assert found.message is entry.call.message
+            else:
+                assert found is not entry.call
             assert alive or entry.endings, "neither waiting nor ended"
 
     @invariant()
