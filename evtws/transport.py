@@ -49,7 +49,7 @@ class Transport:
         want_write: Callable[[bool], None],
     ) -> None:
         # Guards the socket, the write queue and the counters: held for a system call, never for a wait.
-        self._lock: Door[tuple[Ticket, int]] = Door(self._let_in)
+        self._lock: Door[tuple[Ticket, Sequence[Call]]] = Door(self._let_in)
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._decoder = Decoder(expect_masked=False, max_size=max_size)
@@ -148,9 +148,7 @@ class Transport:
     def _leave_at_door(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Somebody else is writing: this goes out with his, or right after."""
         ticket = Ticket(data)
-        for call in calls:
-            call.ticket = ticket
-        self._lock.leave((ticket, len(calls)))
+        self._lock.leave((ticket, calls))
         if ticket.error is not None:
             raise ticket.error
         return ticket
@@ -159,12 +157,12 @@ class Transport:
         """Queue what was left at the door, and write it; requires the lock."""
         left = self._lock.left
         while left:
-            ticket, count = left.popleft()
+            ticket, calls = left.popleft()
             if self._sealed or self.error is not None:
                 ticket.error = ConnectionLost("the connection is closing")
             else:
                 self._queue.add(ticket)
-                self.messages_sent += count
+                self._accept(calls, ticket)
         if self.error is None:
             self._flush()
 
@@ -184,13 +182,16 @@ class Transport:
             if self._tls is not None:
                 queue.tried()
             self._flush()
-        # In here: whoever seals the transport then knows the truth about each call.
-        for call in calls:
-            call.ticket = ticket
-        self.messages_sent += len(calls)
+        self._accept(calls, ticket)
         if ticket.left:
             self._watch(ticket)
         return ticket
+
+    def _accept(self, calls: Sequence[Call], ticket: Ticket) -> None:
+        """Requires the lock: whoever has sealed the transport knows the truth about each call."""
+        for call in calls:
+            call.ticket = ticket
+        self.messages_sent += len(calls)
 
     def _watch(self, ticket: Ticket) -> None:
         """Some of it must wait, and maybe its sender; requires the lock. Raises ConnectionLost if that is in vain."""
@@ -201,11 +202,22 @@ class Transport:
         self._queue.wait_if_full(ticket)
         self._want_write(True)
 
-    def seal(self) -> None:
-        """Accept no more messages; what was accepted is still written, and control frames may follow."""
+    def seal(self, *, drop_queue: bool = False) -> None:
+        """Accept no more messages; what was accepted is still written, and control frames may follow.
+
+        With `drop_queue` only what is begun is still written: it is for a connection that has ended, and makes sure
+        that what is said not to be written never will be.
+        """
         with self._lock:
             self._let_in()
             self._sealed = True
+            if drop_queue:
+                self._release()
+                self._queue.drop_messages()
+
+    def _release(self) -> None:
+        """End the wait of whoever waits for room; requires the lock."""
+        self._queue.release(ConnectionLost("the connection was closed while the message waited to be written"))
 
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
         """Write a ping or a pong before all that is queued, but never inside a frame.
@@ -219,19 +231,16 @@ class Transport:
             self._queue.add_control(Ticket(encode(opcode, payload, masked=True)))
             self._flush()
 
-    def send_close(self, code: int | None, reason: str = "", *, drop_queue: bool = False) -> None:
+    def send_close(self, code: int | None, reason: str = "") -> None:
         """Write a close frame behind all that is queued; nothing can be sent after it.
 
-        Whoever waits for room is told that the connection was closed. `drop_queue` is for the answer to the peer's
-        close frame: it reads no further.
+        Whoever waits for room is told that the connection was closed.
         """
         with self._lock:
             if self.error is not None or self._close_queued:
                 return
             self._let_in()
-            self._queue.release(ConnectionLost("the connection was closed while the message waited to be written"))
-            if drop_queue:
-                self._queue.drop_messages()
+            self._release()
             self._sealed = self._close_queued = True
             self._queue.add(Ticket(encode_close(code, reason, masked=True)))
             self._flush()

@@ -168,9 +168,14 @@ class WriteQueue:
             _let_go(ticket, error)
 
     def drop_messages(self) -> None:
-        """Drop the messages that are not begun."""
-        self._queued_total -= sum(ticket.left for ticket in self._messages)
+        """Drop the messages that are not begun, those that were joined to one that is among them."""
+        dropped = list(self._messages)
         self._messages.clear()
+        if self._in_chunk and self._in_chunk[0].end:
+            dropped += [ticket for ticket in self._in_chunk if ticket.written == "no"]
+            self._in_chunk = deque(ticket for ticket in self._in_chunk if ticket.written != "no")
+            self._chunk = self._chunk[: sum(ticket.left for ticket in self._in_chunk)]
+        self._queued_total -= sum(ticket.left for ticket in dropped)
 
     def _drop(self, ticket: Ticket) -> None:
         """Drop a ticket of which nothing was written."""

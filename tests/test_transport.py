@@ -301,15 +301,15 @@ def test_what_was_left_at_the_door_is_refused_after_the_end(plain: Make) -> None
 
 
 def test_what_is_left_at_the_door_of_a_sealed_transport_is_refused(plain: Make) -> None:
-    """A message that is left at the door, and let in after the end, raises ConnectionLost if that happens at once."""
+    """A message that is left at the door, and let in after the end, raises ConnectionLost; its call is not touched."""
     ends = plain()
-    call: Any = SimpleNamespace(ticket=None)
+    call: Any = SimpleNamespace(ticket="of the next connection")
     ends.transport.seal()
     lock: Any = ends.transport._lock
     lock.acquire = lambda blocking: False  # taken for a moment only
     with pytest.raises(ConnectionLost, match="closing"):
         ends.transport.send(frame("x"), [call])
-    assert call.ticket.written == "no"
+    assert call.ticket == "of the next connection"
 
 
 def test_a_message_past_half_the_buffer_waits_for_the_lock(plain: Make) -> None:
@@ -425,11 +425,12 @@ def test_the_close_frame_is_the_last(either: Make) -> None:
 
 
 def test_the_answer_to_a_close_frame_drops_the_queue(either: Make) -> None:
-    """With drop_queue the close frame follows the frame that is begun, and what was queued is not written."""
+    """Sealed with drop_queue the close frame follows the frame that is begun; what was queued is not written."""
     ends = either(write_buffer=BIG * 4)
     ends.stall()
     tickets = [ends.transport.send(frame(b"z" * 50)) for _ in range(20_000)]
-    ends.transport.send_close(1000, drop_queue=True)
+    ends.transport.seal(drop_queue=True)
+    ends.transport.send_close(1000)
     assert ends.read_all()[1:] == [Close(1000, "")]
     assert {ticket.written for ticket in tickets} == {"no"}
     assert ends.transport.backlog == 0

@@ -209,6 +209,26 @@ def test_messages_are_dropped() -> None:
     assert [begun.written, *(ticket.written for ticket in dropped)] == ["yes", "no", "no"]
 
 
+def test_messages_that_were_joined_are_dropped() -> None:
+    """Of messages that go out by one write, those that are not begun are dropped; after a try of TLS's, none is."""
+    queue = WriteQueue(1 << 30)
+    tickets = queued(queue, b"aa", b"b", b"c")
+    take(queue, 1)
+    queue.drop_messages()
+    assert take_all(queue) == b"a"
+    assert [ticket.written for ticket in tickets] == ["yes", "no", "no"]
+    queued(queue, b"dd", b"e")
+    take(queue, 1)
+    queue.tried()
+    queue.drop_messages()
+    assert take_all(queue) == b"de"
+    queued(queue, b"f")
+    assert queue.chunk
+    queue.drop_messages()
+    assert not queue
+    assert not queue.chunk
+
+
 def test_many_messages_are_dropped() -> None:
     """Dropping takes a time in proportion to what is dropped."""
     queue = WriteQueue(1 << 30)
