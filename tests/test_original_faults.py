@@ -5,7 +5,6 @@ Each is a check that takes the class under test: Connection passes it, and a mod
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,19 +17,12 @@ import evtws
 from evtws import Connection, Message, ReconnectPolicy
 from evtws.testing import ClientConnection, Reply, Server
 
+from .faults.support import until
 from .original_model import Original
 from .timing import MS, SOON
 
 #: What the checks wait for what never happens on the model.
 PATIENCE = 150 * MS
-
-
-def until(what: Callable[[], Any], within: float) -> Any:
-    """Ask until `what()` is true, at most `within` seconds; returns what it returned last."""
-    deadline = time.monotonic() + within
-    while not (found := what()) and time.monotonic() < deadline:
-        time.sleep(MS)
-    return found
 
 
 Make = Callable[..., Any]
@@ -347,29 +339,3 @@ def test_the_original_has_that_fault(check: Check) -> None:
     with pytest.raises(AssertionError):
         check(Original, PATIENCE)
     assert until(lambda: set(threading.enumerate()) <= threads, SOON)
-
-
-def test_the_model_works_otherwise() -> None:
-    """The model calls back, removes, reconnects and closes like the original, so that it fails by its faults alone."""
-    replies: queue.Queue[str | bytes] = queue.Queue()
-    connected = threading.Semaphore(0)
-    options: dict[str, Any] = {"reconnect": True, "on_connected": lambda _: connected.release()}
-    with (
-        Server(lambda client, body: client.send(body)) as server,
-        dialled(Original, server, **options) as connection,
-    ):
-        for number in (1, 2):
-            assert connected.acquire(timeout=SOON)
-            client = server.wait_for(lambda: server.connections, SOON)[0]
-            connection.send(ask(number, lambda reply, _: replies.put(reply.body)))
-            assert replies.get(timeout=SOON) == ask(number).body
-            assert until(lambda: not connection.pending, SOON)
-            client.drop()
-        assert connected.acquire(timeout=SOON)
-        removed = ask(3, print)
-        connection.pending.append(removed)
-        connection.remove_from_queue(removed)
-        assert connection.pending == []
-        connection.reconnect = False
-        connection.close()
-        assert not connection.is_connected
