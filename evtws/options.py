@@ -171,6 +171,8 @@ def _check(name: str, value: Any) -> None:
     elif name in _COUNTS:
         _check_count(name, value, _COUNTS[name], optional=name in _OPTIONAL_COUNTS)
     elif name == "outbox":
+        if isinstance(value, tuple) and len(value) != 2:
+            raise ValueError(f"outbox is a number of messages, or (messages, bytes), not {value!r}")
         for count in value if isinstance(value, tuple) else (value,):
             _check_count(name, count, 0)
 
