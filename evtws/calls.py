@@ -137,12 +137,12 @@ class Reply(Future["Message"]):
 
     def result(self, timeout: float | None = None) -> Message:
         """The reply. Raises what the request ended by, TimeoutError after `timeout` seconds, CancelledError."""
-        if not self._is_finished(timeout):
+        if self._is_finished(timeout) and self._result is not None:
+            return self._result
+        try:
             return super().result(0)
-        if self._exception is not None:
-            raise self._exception
-        assert self._result is not None
-        return self._result
+        finally:
+            del self  # else the exception, by its traceback, and this Future keep each other alive
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the request ended by, None if that was a reply. Raises as `result` does."""
@@ -202,6 +202,7 @@ class Reply(Future["Message"]):
         with self._guard:
             self._ended = True
             tasks, self._tasks = self._tasks, None
+            self._remove = bool  # False, as it is gone: the call and its Future keep each other alive no longer
         if (wake := self.wake) is not None:
             wake()
         return tasks or ()
