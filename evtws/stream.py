@@ -10,6 +10,7 @@ from .calls import Streaming
 from .engine import Engine
 from .errors import EvtwsError
 from .message import Message
+from .task import Task
 
 OnCancel = Message | Callable[[Message], Message]
 
@@ -81,7 +82,6 @@ class ReplyStream(Iterator[Message]):
         self.close()
 
     def __del__(self) -> None:
-        try:
-            self.close()
-        except Exception:  # the connection is gone, and with it the request
-            pass
+        if not self._left:
+            # Garbage is collected anywhere, under any lock: this one must take none but the queue's.
+            self._engine.life.tell((Task(self.close, ()),))
