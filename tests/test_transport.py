@@ -401,11 +401,14 @@ def test_control_frames_do_not_end_the_wait_of_a_sender(plain: Make) -> None:
     ticket = ends.transport.send(frame(b"y" * 5000))
     for number in range(400):
         ends.transport.send_control(Opcode.PONG, b"%0125d" % number)
+    behind = ends.transport.send(frame(b"z"))
     while truth(ticket) != "yes":
         assert not ends.transport.wait_for_room(ticket, 0)
         ends.transport.flush()
         ends.read_some(1000)
     assert ends.transport.wait_for_room(ticket, 0)
+    ends.read_all()
+    assert ends.transport.wait_for_room(behind, 0)
 
 
 # -- the close frame
