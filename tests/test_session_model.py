@@ -87,8 +87,25 @@ class Entry:
 _RANK: tuple[Written, ...] = ("no", "maybe", "yes")
 
 
+#: Calls to be made: key, timeout, in_flight, kind, direct, and what is taken of its bytes.
+CALLS = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from((None, 1.0, 3.0, 8.0)),
+        st.sampled_from(("fail", "resend", "keep")),
+        st.sampled_from((Call, Call, Call, Streamed, SendOnly)),
+        st.booleans(),
+        TAKEN,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
 class Model(RuleBasedStateMachine):
     """A connection as a user would tell of it."""
+
+    without_prepare = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,15 +140,26 @@ class Model(RuleBasedStateMachine):
         reconnect: bool,
         start: str,
     ) -> None:
+        self.configure(matching, max_pending, duplicate_keys, late_after, outbox, reconnect)
+        if start != "connecting":
+            self.upgraded()
+        if start == "open":
+            self.opened("yes")
+
+    def configure(
+        self,
+        matching: str,
+        max_pending: int | None,
+        duplicate_keys: Any,
+        late_after: float | None,
+        outbox: int,
+        reconnect: bool,
+    ) -> None:
         self.in_order = matching == "order"
         self.max_pending, self.refuse, self.late_after = max_pending, duplicate_keys == "refuse", late_after
         self.limit, self.reconnect = outbox, reconnect
         self.duplicate_keys = duplicate_keys
         self.dial()
-        if start != "connecting":
-            self.upgraded()
-        if start == "open":
-            self.opened("yes")
 
     # -- the model's own view
 
@@ -239,11 +267,10 @@ class Model(RuleBasedStateMachine):
         self.clear_line()
         self.carry_out(self.session.opened(self.now), taken)
 
-    @precondition(lambda self: self.state is State.CONNECTING)
+    @precondition(lambda self: self.state is State.CONNECTING and not self.preparing and self.without_prepare)
     @rule(taken=TAKEN)
     def dialled(self, taken: Written | None) -> None:
-        if not self.preparing:
-            self.upgraded()
+        self.upgraded()
         self.opened(taken)
 
     @precondition(lambda self: self.accepted > 4)
@@ -331,18 +358,7 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.state is not State.CLOSED)
     @rule(
-        calls=st.lists(
-            st.tuples(
-                st.integers(0, 2),
-                st.sampled_from((None, 1.0, 3.0, 8.0)),
-                st.sampled_from(("fail", "resend", "keep")),
-                st.sampled_from((Call, Call, Call, Streamed, SendOnly)),
-                st.booleans(),
-                TAKEN,
-            ),
-            min_size=1,
-            max_size=5,
-        ),
+        calls=CALLS,
         again=st.sampled_from((None, Call, SendOnly)),
     )
     def submit_some(self, calls: Any, again: Any) -> None:
@@ -558,8 +574,29 @@ class Model(RuleBasedStateMachine):
         assert len(self.session.timers) == 0
 
 
-Model.TestCase.settings = settings(
-    max_examples=400,
+class ModelWithLogin(Model):
+    """The same with a login on each connection, an outbox and a policy: much happens before it is OPEN."""
+
+    without_prepare = False
+
+    @initialize(
+        matching=st.sampled_from(MATCHING), late_after=st.sampled_from((None, 2.0)), waiting=CALLS, logins=CALLS
+    )
+    def begin(self, matching: str, late_after: float | None, waiting: Any, logins: Any) -> None:
+        self.configure(matching, None, "queue", late_after, 9, True)
+        self.submit_some(waiting, None)
+        self.upgraded()
+        self.log_in(logins)
+
+    @precondition(lambda self: self.preparing and self.state is State.CONNECTING)
+    @rule(calls=CALLS)
+    def log_in(self, calls: Any) -> None:
+        for key, timeout, in_flight, kind, _, taken in calls:
+            self.submit(key, timeout, in_flight, kind, True, taken)
+
+
+SETTINGS = settings(
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -568,3 +605,5 @@ Model.TestCase.settings = settings(
     report_multiple_bugs=False,
 )
 TestModel = Model.TestCase
+TestModelWithLogin = ModelWithLogin.TestCase
+TestModel.settings = TestModelWithLogin.settings = SETTINGS
