@@ -22,6 +22,8 @@ def reply_timeout(call: Call, now: float, state: State, heard_at: float | None, 
     parts = [f"no reply within {waited:.1f} s", sent, f"connection {state.name}", heard]
     if busy is not None:
         parts.append(f"callbacks busy {busy}")
-    error = ReplyTimeout(", ".join(parts), waited=waited, written=call.written)
+    # Nobody takes back what is on its way: "no" would be a promise that it does not go out yet.
+    on_its_way = call.sent_at is not None and call.written == "no"
+    error = ReplyTimeout(", ".join(parts), waited=waited, written="maybe" if on_its_way else call.written)
     error.message = call.message
     return error

@@ -203,21 +203,23 @@ class Transport:
         self._want_write(True)
 
     def seal(self, *, drop_queue: bool = False) -> None:
-        """Accept no more messages; what was accepted is still written, and control frames may follow.
+        """Accept no more messages, and end the wait of those who wait for room; control frames may follow.
 
-        With `drop_queue` only what is begun is still written: it is for a connection that has ended, and makes sure
-        that what is said not to be written never will be.
+        What was accepted is still written; with `drop_queue` only what is begun. From here on no message is written
+        of which its ticket says "no".
         """
         with self._lock:
-            self._let_in()
-            self._sealed = True
-            if drop_queue:
-                self._release()
-                self._queue.drop_messages()
+            self._seal(drop_queue)
 
-    def _release(self) -> None:
-        """End the wait of whoever waits for room; requires the lock."""
+    def _seal(self, drop_queue: bool) -> None:
+        """Requires the lock."""
+        self._let_in()
+        self._sealed = True
         self._queue.release(ConnectionLost("the connection was closed while the message waited to be written"))
+        if drop_queue:
+            self._queue.drop_messages()
+        else:
+            self._queue.keep_messages()
 
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
         """Write a ping or a pong before all that is queued, but never inside a frame.
@@ -232,16 +234,12 @@ class Transport:
             self._flush()
 
     def send_close(self, code: int | None, reason: str = "") -> None:
-        """Write a close frame behind all that is queued; nothing can be sent after it.
-
-        Whoever waits for room is told that the connection was closed.
-        """
+        """Seal, and write a close frame behind all that is queued; nothing can be sent after it."""
         with self._lock:
             if self.error is not None or self._close_queued:
                 return
-            self._let_in()
-            self._release()
-            self._sealed = self._close_queued = True
+            self._seal(drop_queue=False)
+            self._close_queued = True
             self._queue.add(Ticket(encode_close(code, reason, masked=True)))
             self._flush()
 

@@ -35,7 +35,7 @@ class Ticket:
         self._tried = False
 
     def tried(self) -> None:
-        """The socket was given these bytes and did not tell how many it took."""
+        """From now on nobody knows whether they go out, not even that none of them does."""
         self._tried = True
 
     @property
@@ -176,6 +176,11 @@ class WriteQueue:
             self._in_chunk = deque(ticket for ticket in self._in_chunk if ticket.written != "no")
             self._chunk = self._chunk[: sum(ticket.left for ticket in self._in_chunk)]
         self._queued_total -= sum(ticket.left for ticket in dropped)
+
+    def keep_messages(self) -> None:
+        """The connection closes, and the messages that are not begun may or may not go out in the time left."""
+        for ticket in (*self._in_chunk, *self._messages):
+            ticket.tried()
 
     def _drop(self, ticket: Ticket) -> None:
         """Drop a ticket of which nothing was written."""
