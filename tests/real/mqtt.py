@@ -109,6 +109,11 @@ def ping() -> Message:
     return _message(Kind.PINGREQ, 0, b"")
 
 
+def joined(messages: Iterable[Message]) -> bytes:
+    """The bytes of several packets."""
+    return b"".join(message.body for message in messages if isinstance(message.body, bytes))
+
+
 def request_key(message: Message) -> tuple[Kind, int]:
     """The key of a request: what answers it, and its packet id."""
     packet = message.params
