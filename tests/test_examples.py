@@ -44,7 +44,7 @@ def test_example_runs(name: str) -> None:
         text=True,
         timeout=60_000 * MS,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert [line for line in PRINTED[name] if line not in done.stdout] == []
 
 

@@ -27,7 +27,7 @@ def test_demo_runs_alone_and_soon() -> None:
         timeout=60_000 * MS,
     )
     assert time.monotonic() - began < 15_000 * MS
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.splitlines()[-1].endswith(" checks held, 0 failed")
     assert max(map(len, done.stdout.splitlines())) <= 80
 
