@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -32,23 +33,41 @@ class Sender:
 
     def start_all(self, calls: Sequence[Call]) -> None:
         """The same for several calls, written at once; all of them are accepted, or none."""
+        try:
+            self._start_all(calls)
+        except Exception:
+            raise
+        except BaseException:
+            self._interrupted(calls)
+            raise
+
+    def _start_all(self, calls: Sequence[Call]) -> None:
         life = self._life
         frames = [encode_message(call.message.body, masked=True) for call in calls]
         direct = life.preparer is threading.current_thread() if life.preparer is not None else False
+        in_order = life.correlation.in_order
         ticket: Ticket | None = None
         with life.lock:
             writes = self._submit_all(calls, direct)
             transport = life.transport
             sooner = life.session.sooner
-            if writes and life.correlation.in_order:
+            if writes and in_order:
                 ticket = self._write(transport, calls, frames, writes)
-        if writes and ticket is None:
+        if writes and not in_order:
             # Not under the lock: sixteen threads that send would queue behind one that waits for the interpreter.
             ticket = self._write(transport, calls, frames, writes)
         if sooner:
             life.poller.wake()
         if ticket is not None and ticket.room is not None:
             self._wait_for_room(calls, transport, ticket)
+
+    def _interrupted(self, calls: Sequence[Call]) -> None:
+        """A Ctrl-C while the calls were sent: nobody is left to hear of them."""
+        for call in calls:
+            self.cancel(call)
+        transport = self._life.transport
+        if transport is not None and transport.error is not None:
+            self._life.lose(transport, transport.error)
 
     def _submit_all(self, calls: Sequence[Call], direct: bool) -> int:
         """Have all calls accepted; returns how many are to be written now, the rest waits. Requires the lock."""
@@ -86,31 +105,30 @@ class Sender:
         if self._reader.is_current_thread:
             return  # a function that must not block: what it sends is queued past the bound
         write_timeout = self._life.options.write_timeout
-        deadlines = [call.deadline for call in calls if call.deadline is not None]
-        if write_timeout is not None:
-            deadlines.append(time.monotonic() + write_timeout)
-        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        write_by = math.inf if write_timeout is None else time.monotonic() + write_timeout
+        deadline = min([write_by, *(call.deadline for call in calls if call.deadline is not None)])
+        timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
         try:
             in_time = transport.wait_for_room(ticket, timeout)
         except ConnectionLost as error:
             self._refused(calls, error)
-            return
         except BaseException:
-            self._give_up(calls, transport, ticket)
+            transport.withdraw(ticket)
             raise
-        if not in_time:
-            self._too_late(calls, transport, ticket)
+        else:
+            if not in_time:
+                self._too_late(calls, transport, ticket, write_by)
 
     def _refused(self, calls: Sequence[Call], error: ConnectionLost) -> None:
         """The connection ended meanwhile: calls that await a reply are told by its end, the others here."""
         if not calls[0].wants_reply:
             raise error.about_request(calls[0].message, error.written) from error
 
-    def _too_late(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
+    def _too_late(self, calls: Sequence[Call], transport: Transport, ticket: Ticket, write_by: float) -> None:
         now = time.monotonic()
         if not transport.withdraw(ticket):
-            if ticket.has_room:
-                return  # just now
+            if ticket.has_room or now < write_by:
+                return  # it fits just now; or it is begun and may go on, only a caller's own time is up
             # Part of it is written, and the rest cannot be: no other frame can follow.
             self._life.lose(transport, ConnectionLost("a message could not be written within write_timeout"))
             error = ConnectionLost("the message could not be written whole within write_timeout")
@@ -128,11 +146,6 @@ class Sender:
             return self._life.timeout_of(call, now)
         error = WriteTimeout("not a byte was written within write_timeout: the peer does not read")
         return error.about(call.message)
-
-    def _give_up(self, calls: Sequence[Call], transport: Transport, ticket: Ticket) -> None:
-        """The sender was interrupted."""
-        if transport.withdraw(ticket):
-            self._cancel_all(calls, time.monotonic())
 
     def _cancel_all(self, calls: Sequence[Call], now: float) -> list[Call]:
         """Take calls out of which not a byte was written."""
@@ -157,7 +170,10 @@ class Sender:
                 raise life.timeout_of(call, now)
             call.wait_on()  # somebody else took it out just now, and is about to tell
         if call.error is not None:
-            raise call.error
+            try:
+                raise call.error
+            finally:
+                del call  # the error's traceback would keep it alive, and it the error
         assert call.reply is not None
         return call.reply
 

@@ -142,6 +142,11 @@ class Transport:
             self._lock.acquire()
         try:
             return self._send(data, calls)
+        except ConnectionLost:
+            raise
+        except BaseException:
+            self._interrupted()
+            raise
         finally:
             self._lock.release()
 
@@ -260,13 +265,22 @@ class Transport:
     def _flush(self) -> None:
         """Requires the lock."""
         budget = FLUSH_SIZE
-        while budget > 0 and self.error is None and self._queue:
-            sent = self._write(self._queue.chunk[:WRITE_SIZE])
-            if not sent:
-                break
-            budget -= sent
-            self._queue.written(sent)
+        try:
+            while budget > 0 and self.error is None and self._queue:
+                sent = self._write(self._queue.chunk[:WRITE_SIZE])
+                if not sent:
+                    break
+                budget -= sent
+                self._queue.written(sent)
+        except BaseException:
+            self._interrupted()
+            raise
         self._want_write(self.wants_write)
+
+    def _interrupted(self) -> None:
+        """A Ctrl-C while writing: nobody knows how many bytes were taken, so this stream is never resumed."""
+        self._queue.tried()
+        self._fail(ConnectionLost("a write was interrupted"))
 
     def _write(self, data: bytes | memoryview) -> int:
         """Give bytes to the operating system; requires the lock. Returns how many it took."""
@@ -283,11 +297,6 @@ class Transport:
             error.__cause__ = exc
             self._fail(error)
             return 0
-        except BaseException:
-            # A Ctrl-C in here: nobody knows how many bytes were taken, so this stream is never resumed.
-            self._queue.tried()
-            self._fail(ConnectionLost("a write was interrupted"))
-            raise
         self.bytes_sent += sent
         return sent
 
