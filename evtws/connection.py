@@ -263,7 +263,8 @@ class Connection(Options):
         check_timeout(timeout)
         engine = self._running()
         engine.sender.check_may_wait()
-        return engine.pulse.ping(self._or(timeout, self.request_timeout))
+        with engine.reader.reading_on():
+            return engine.pulse.ping(self._or(timeout, self.request_timeout))
 
     def pong_received(self) -> None:
         """Say that a message was the service's own pong: every ping so far counts as answered."""

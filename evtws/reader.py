@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .errors import ConnectionClosed, ConnectionLost, EvtwsError, WouldDeadlock
@@ -128,7 +129,8 @@ class Reader:
         life = self._life
         self.check_may_wait()
         if life.callbacks.is_current_thread:
-            return self._wait_in_callback(waiter, deadline)
+            with self.reading_on():
+                return waiter.wait_until(deadline)
         self._waiting.add(waiter)
         try:
             if len(self._waiting) == 1 and life.poller.can_share and not self._is_full:
@@ -150,13 +152,20 @@ class Reader:
             self._lingering = False
             self._life.poller.want_read(True)
 
-    def _wait_in_callback(self, waiter: Waiter, deadline: float | None) -> bool:
-        """The callbacks thread waits: it does not empty its queue, and reading must go on all the same."""
+    @contextlib.contextmanager
+    def reading_on(self) -> Iterator[None]:
+        """While the caller waits for what the peer sends, outside of `wait`.
+
+        Where that is the callbacks thread, it does not empty its queue, and reading must go on all the same.
+        """
+        if not self._life.callbacks.is_current_thread:
+            yield
+            return
         self._callback_waits = True
         if self.held:
             self._life.poller.wake()
         try:
-            return waiter.wait_until(deadline)
+            yield
         finally:
             self._callback_waits = False
 
@@ -209,9 +218,6 @@ class Reader:
             self._read(transport)
             if waiter.has_ended or self._is_full or (deadline is not None and time.monotonic() >= deadline):
                 return
-
-    def _is_current(self, transport: Transport) -> bool:
-        return self._life.transport is transport and self._life.fault is None
 
     # -- whoever it is
 

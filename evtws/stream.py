@@ -47,7 +47,8 @@ class ReplyStream(Iterator[Message]):
     def __next__(self) -> Message:
         self._engine.reader.check_may_wait()
         try:
-            reply = self._call.take(self._timeout)
+            with self._engine.reader.reading_on():
+                reply = self._call.take(self._timeout)
         except TimeoutError:
             raise self._late() from None
         except BaseException:
