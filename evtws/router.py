@@ -102,10 +102,13 @@ class Router:
     ) -> list[Message]:
         parts: list[Message] = []
         for message in messages:
+            before = time.monotonic()
             try:
                 parts += split(message)
             except Exception as exc:
                 tasks += self._life.report(UserCodeError(name_of(split), exc, message))
+            if (seconds := time.monotonic() - before) > SLOW:
+                tasks += self._life.report(SlowUserCode(name_of(split), seconds))
         return parts
 
     # -- by key: one lock for the whole batch
