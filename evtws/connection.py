@@ -81,7 +81,10 @@ class Connection(Options):
         session, changed = engine.life.session, engine.life.changed
         try:
             with changed:
-                changed.wait_for(lambda: session.state is not State.CONNECTING or (retry and session.last_error))
+                # `openings`: it may have been opened, lost, and be CONNECTING again.
+                changed.wait_for(
+                    lambda: session.state is not State.CONNECTING or session.openings or (retry and session.last_error)
+                )
                 failed = session.state in (State.CLOSED, State.CLOSING) and not session.openings
                 error = session.last_error
         except BaseException:
