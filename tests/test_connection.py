@@ -35,7 +35,7 @@ from evtws.testing import ClientConnection, Reply, Server
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .live import NEVER, QUICK, collect, dialled, hold, nothing_leaks
-from .raw import RawServer, closed_port
+from .raw import Peer, RawServer, closed_port
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -64,6 +64,19 @@ def test_a_dial_raises_what_ended_the_first_attempt(reconnect: bool | ReconnectP
             connection.dial(server.url)
         assert (caught.value.status, server.dials, connection.state) == (503, 1, State.CLOSED)
     assert (ear.errors, ear.disconnected) == ([], [])
+
+
+def test_a_dial_whose_connection_is_lost_at_once() -> None:
+    """`dial` returns, too, when the connection was opened and lost before it could look."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(peer.response() + b"\x88\x00")
+        peer.hold()
+
+    for _ in range(10):
+        with RawServer(script) as server, dialled(server, reconnect=NEVER, close_timeout=0) as connection:
+            assert until(lambda connection=connection: not connection.is_connected)  # type: ignore[misc]
 
 
 def test_a_url_that_is_none() -> None:
