@@ -108,4 +108,5 @@ def test_many_living_calls_cost_little() -> None:
         assert len(timers.due(size)) == size
         return time.thread_time() - before
 
-    assert cost(100_000) < 40 * max(cost(10_000), cost(10_000), 0.001)
+    for size in (10_000, 100_000):  # the smaller first: what is quadratic fails before it takes minutes
+        assert cost(size) < 40 * max(cost(size // 10), cost(size // 10), 0.001)
