@@ -12,16 +12,15 @@ all holds, else 1.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
+import socket
 import ssl
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import Future
 from typing import Any
 
@@ -29,7 +28,10 @@ import tenacity
 import trustme
 
 import evtws
-from evtws.testing import ClientConnection, Server
+from evtws.message import InFlight
+from evtws.testing import Server
+from tests.load.fickle import Fickle
+from tests.load.ledger import Ledger, check, check_stats
 from tests.timing import MS, SOON
 
 #: How long a reply is awaited: by the many, and by those who are in a hurry.
@@ -38,112 +40,15 @@ PATIENT, HURRIED = 250 * MS, 15 * MS
 #: How many Futures and callbacks a thread leaves open.
 WINDOW = 32
 
+#: What may become of a request in flight when the line is cut.
+IN_FLIGHT: tuple[InFlight, ...] = ("fail", "resend", "keep")
+
 #: A body that no single write takes once the server has stopped reading.
 LARGE = 300_000
 
-#: The names of the errors by which a request may end.
-FAILURES = (evtws.ReplyTimeout, evtws.ConnectionLost, evtws.WriteTimeout, evtws.OutboxFull, evtws.NotConnected)
 
-
-class Fickle:
-    """The server's script, and what it saw and sent. All of it in the server's thread."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._trouble_at = 100
-        self._client: ClientConnection
-        self._index: dict[ClientConnection, int] = {}
-        self._serial = 0
-        #: On which connections each request came, by its number; the numbers in the order of their first arrival.
-        self.seen: dict[int, list[int]] = defaultdict(list)
-        #: What was sent on each connection, in order: serial number and request.
-        self.sent: list[list[tuple[int, int | None]]] = []
-        #: Replies that are to be sent later.
-        self.owed = 0
-        self.troubles: Counter[str] = Counter()
-        #: No more trouble is made.
-        self.calm = False
-        self.server: Server
-
-    def connected(self, client: ClientConnection) -> None:
-        """A connection was opened."""
-        self._client, self._index[client] = client, len(self.sent)
-        self.sent.append([])
-
-    def received(self, client: ClientConnection, body: str | bytes) -> None:
-        """A request came: do with it what it says."""
-        request = json.loads(body)
-        self.seen[request["id"]].append(self._index[client])
-        for place, delay in enumerate(request["after"]):
-            reply = {"id": request["id"], "last": place + 1 >= request["items"]}
-            if delay:
-                self.owed += 1
-                self.server.loop.later(delay * MS, lambda reply=reply: self._pay(client, request["keep"], reply))
-            else:
-                self._send(client, reply)
-        if self.server.received_count >= self._trouble_at and not self.calm:
-            self._trouble_at += self._random.randint(50, 1000)
-            self._make_trouble(client)
-
-    def _pay(self, client: ClientConnection, keep: bool, reply: dict[str, Any]) -> None:
-        self.owed -= 1
-        self._send(self._client if keep else client, reply)
-
-    def _send(self, client: ClientConnection, reply: dict[str, Any]) -> None:
-        if not client.is_open:
-            return
-        for number in (reply["id"], None) if self._random.random() < 0.02 else (reply["id"],):
-            self._serial += 1
-            self.sent[self._index[client]].append((self._serial, number))
-            client.send(json.dumps({**reply, "id": number, "serial": self._serial}))
-
-    def _make_trouble(self, client: ClientConnection) -> None:
-        kind = self._random.choice(["fin", "reset", "close", "stall", "stall and fin", "stall and reset"])
-        self.troubles[kind] += 1
-        if kind == "close":
-            client.close(1012)
-        elif kind in ("fin", "reset"):
-            client.drop(reset=kind == "reset")
-        else:
-            client.pause_reading()
-            reset = kind == "stall and reset"
-            end = client.resume_reading if kind == "stall" else lambda: client.drop(reset=reset)
-            self.server.loop.later(self._random.randint(1, 60) * MS, end)
-
-
-class Ledger:
-    """What became of each request. From any thread: what is changed together is changed by one list's append."""
-
-    def __init__(self, requests: int) -> None:
-        self.endings: list[list[str]] = [[] for _ in range(requests)]
-        self.written: list[str | None] = [None] * requests
-        self.in_flight = ["fail"] * requests
-        #: The serial numbers of what was received, as replies and as answers to nothing.
-        self.replies: list[int] = []
-        self.extras: list[int] = []
-        #: What does not hold.
-        self.wrong: list[str] = []
-        #: Messages that may be pending, for whoever wants to remove one, and what their thread wants to hear of that.
-        self.recent: deque[tuple[int, evtws.Message, Callable[[], object]]] = deque(maxlen=8 * WINDOW)
-
-    def replied(self, number: int, reply: evtws.Message) -> None:
-        """A reply came for that request."""
-        if reply.params["id"] != number:
-            self.wrong.append(f"{number} had the reply to {reply.params['id']}")
-        self.replies.append(reply.params["serial"])
-
-    def ended(self, number: int, how: str | BaseException) -> None:
-        """That request ended."""
-        if isinstance(how, str):
-            self.endings[number].append(how)
-            return
-        self.endings[number].append(type(how).__name__)
-        if isinstance(how, (evtws.ReplyTimeout, evtws.ConnectionLost)):
-            self.written[number] = how.written
-        elif isinstance(how, FAILURES):
-            self.written[number] = "no"
-        elif not isinstance(how, evtws.RequestCancelled):
-            self.wrong.append(f"{number} ended by {how!r}")
+#: A server's and a client's.
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
 class Asker:
@@ -178,7 +83,7 @@ class Asker:
             after.append(chance.randint(0, 5))  # one too many
         elif chance.random() < 0.02:
             after = []
-        in_flight = chance.choice(["fail", "resend", "keep"])
+        in_flight = chance.choice(IN_FLIGHT)
         self._ledger.in_flight[number] = in_flight
         params = {"id": number, "items": items, "after": sorted(after), "keep": in_flight == "keep"}
         if chance.random() < 0.005:
@@ -273,83 +178,10 @@ class Asker:
             release()
 
 
-def check(ledger: Ledger, fickle: Fickle, threads: int) -> list[str]:
-    """What does not hold of what became of the requests, in words."""
-    wrong = list(ledger.wrong)
-    for number, endings in enumerate(ledger.endings):
-        seen = fickle.seen.get(number, [])
-        told = f"{number} ({ledger.in_flight[number]}) ended by {endings}, written={ledger.written[number]}, seen on {seen}"
-        if len(endings) != 1:
-            wrong.append(f"{told}: not once")
-        if ledger.written[number] == "no" and seen:
-            wrong.append(f"{told}: it was written")
-        if len(set(seen)) < len(seen) or (len(seen) > 1 and ledger.in_flight[number] != "resend"):
-            wrong.append(f"{told}: came twice")
-    share = len(ledger.endings) // threads
-    for first in range(0, len(ledger.endings), share):
-        wrong += check_order(ledger, fickle, range(first, min(first + share, len(ledger.endings))))
-    return wrong + check_received(ledger, fickle)
-
-
-def check_order(ledger: Ledger, fickle: Fickle, numbers: range) -> list[str]:
-    """What does not hold of the order of one thread's requests: between two that came, none is missing.
-
-    A request that was written, as its error says, on a connection on which later ones came, must have come.
-    """
-    wrong = []
-    came = [number for number in fickle.seen if number in numbers and ledger.in_flight[number] != "resend"]
-    if came != sorted(came):
-        wrong.append(f"{numbers}: not in order")
-    at, before = iter([*came, None]), None
-    after = next(at)
-    for number in numbers:
-        if number == after:
-            before, after = after, next(at)
-        elif ledger.in_flight[number] != "resend" and ledger.written[number] == "yes":
-            if before is not None and after is not None and fickle.seen[before] == fickle.seen[after]:
-                wrong.append(f"{number} was written, between {before} and {after}, and never came")
-    return wrong
-
-
-def check_received(ledger: Ledger, fickle: Fickle) -> list[str]:
-    """What does not hold of the replies: each is delivered once, to its request or as an extra, in order."""
-    wrong = []
-    replies, extras = set(ledger.replies), set(ledger.extras)
-    if len(replies) + len(extras) != len(ledger.replies) + len(ledger.extras) or replies & extras:
-        wrong.append("a reply was delivered twice")
-    received = replies | extras
-    answered: set[int] = set()
-    for index, sent in enumerate(fickle.sent):
-        is_last = index == len(fickle.sent) - 1
-        until = sent[-1][0] if is_last else max((serial for serial, _ in sent if serial in received), default=0)
-        for serial, number in sent:
-            if serial > until:
-                break  # cut
-            endings = [] if number is None or number < 0 else ledger.endings[number]
-            # What is under way to a stream when it is left is nobody's.
-            if serial not in received and endings not in (["ReplyTimeout"], ["RequestCancelled"]):
-                wrong.append(f"{serial}, for {number}, was not delivered on connection {index}")
-            if endings == ["reply"] and number is not None and number not in answered:
-                answered.add(number)
-                if serial not in replies:
-                    wrong.append(f"{serial}, the first reply to {number}, was not taken for one")
-    return wrong
-
-
-def check_stats(stats: evtws.Stats, ledger: Ledger) -> list[str]:
-    """What does not add up."""
-    wrong = []
-    if stats.late + stats.duplicate + stats.unmatched != len(ledger.extras):
-        wrong.append(f"{len(ledger.extras)} extras, but {stats}")
-    if stats.pending or stats.outbox or stats.callbacks_queued or stats.callbacks_failed or stats.callbacks_dropped:
-        wrong.append(f"something is left: {stats}")
-    return wrong
-
-
 class Run:
     """One run: `requests` from `threads` threads, as `seed` has it; over TLS where contexts are given."""
 
-    def __init__(self, requests: int, threads: int, seed: int, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None) -> None:
+    def __init__(self, requests: int, threads: int, seed: int, tls: Contexts | None = None) -> None:
         self.ledger, self.fickle = Ledger(requests), Fickle(seed)
         self.wrong: list[str] = []
         self.stats: evtws.Stats
@@ -357,6 +189,8 @@ class Run:
         before = _held()
         script = {"on_connect": self.fickle.connected, "ssl": tls and tls[0], "record": False}
         with Server(self.fickle.received, **script) as self.fickle.server:  # type: ignore[arg-type]
+            # A small window, so that little goes out while the server does not read.
+            self.fickle.server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
             with self._connection(tls and tls[1]) as connection:
                 connection.dial(self.fickle.server.url)
                 self._ask(connection)
@@ -435,8 +269,8 @@ def _held() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir(descriptors)) if os.path.isdir(descriptors) else 0
 
 
-def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's context that go together."""
+def tls_contexts() -> Contexts:
+    """Two contexts that go together."""
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server)
