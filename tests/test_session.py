@@ -1,5 +1,6 @@
 """The specification of evtws/session.py, one decision at a time; test_session_model.py tries them together."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -619,6 +620,24 @@ def test_held_request_goes_out_in_time(leave: str) -> None:
                 future = connection.submit(message, timeout=None)
                 assert connection.remove_from_queue(message) if leave == "remove" else future.cancel()
             assert connection.request("b", timeout=SOON).body == "reply"
+
+
+def test_overdue_reply_ends_a_live_connection() -> None:
+    """On a live connection with late_after=None a caller who leaves the line ends it, though nothing else happens."""
+    lost = threading.Event()
+    with Server() as server:
+        connection = Connection(
+            match_msg=in_order,
+            late_after=None,
+            ping_interval=None,
+            on_disconnected=lambda connection, error: lost.set(),
+            on_error=lambda error: None,
+        )
+        connection.dial(server.url)
+        with connection:
+            with pytest.raises(TimeoutError):
+                connection.request("a", timeout=20 * MS)
+            assert lost.wait(SOON)
 
 
 # -- time
