@@ -278,13 +278,15 @@ def test_a_future_is_cancelled_while_its_result_is_awaited() -> None:
 def test_reading_is_interrupted() -> None:
     """Ctrl-C inside the reading loses the connection, for bytes may be missing; the request is in no queue."""
     ear = Ear()
-    with connected(ear) as (connection, client):
+    with connected(ear, lambda client, body: client.send_later(20 * MS, body)) as (connection, _):
         transport = engine_of(connection).life.transport
+        receive = transport.receive
 
         def interrupted() -> Any:
-            raise KeyboardInterrupt
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return receive()
 
-        client.send_later(5 * MS, ask(1).body)
         transport.receive = interrupted
         with pytest.raises(KeyboardInterrupt):
             connection.request(ask(1), timeout=SOON)
