@@ -24,9 +24,12 @@ def register(engine: Engine) -> None:
 def _close_all() -> None:
     """Close what is open, all at once; starts no thread, which an exiting interpreter refuses."""
     deadline = time.monotonic() + EXIT_TIME
-    running = [engine for engine in _engines if not engine.over]
-    for engine in running:
+    engines = list(_engines)
+    for engine in engines:
+        # What is dropped later, a stream say, would wait for a thread that never runs.
         engine.life.callbacks.may_start = False
+    running = [engine for engine in engines if not engine.over]
+    for engine in running:
         engine.begin_close(1001, "the process exits", deadline)
     for engine in running:
         engine.join(deadline, grace=0.0)

@@ -180,6 +180,7 @@ class Sender:
     def cancel(self, call: Call) -> bool:
         """Take a call out of the queue; False if it ended already. The caller tells it, or need not."""
         life = self._life
+        life.check_process()
         with life.lock:
             ended = life.session.cancel(call, time.monotonic())
             sooner = life.session.sooner

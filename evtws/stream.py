@@ -65,8 +65,8 @@ class ReplyStream(Iterator[Message]):
         return timeout
 
     def close(self) -> None:
-        """Leave the stream; does nothing if it has ended."""
-        if self._left:
+        """Leave the stream; does nothing if it has ended, or in a forked child."""
+        if self._left or self._engine.life.forked:
             return
         self._left = True
         left_early = self._engine.sender.cancel(self._call) or self._call.overflowed
@@ -83,6 +83,6 @@ class ReplyStream(Iterator[Message]):
         self.close()
 
     def __del__(self) -> None:
-        if not self._left:
+        if not self._left and not self._engine.life.forked:
             # Garbage is collected anywhere, under any lock: this one must take none but the queue's.
             self._engine.life.tell((Task(self.close, ()),))
