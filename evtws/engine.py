@@ -100,6 +100,7 @@ class Engine:
         now = time.monotonic()
         at = life.next_at()
         if at is not None and at <= now:
+            self.reader.look_again()
             self._tick(now, judge=not more and not self.reader.held)
             at = life.next_at()
         if life.session.draining:
@@ -207,8 +208,7 @@ class Engine:
 
     def wait_for_end(self) -> threading.Thread | None:
         """Of a life that is CLOSED: wait until the peer was told goodbye; the thread that may still run callbacks."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(FAREWELL + GRACE)
+        _join(self._thread, time.monotonic() + FAREWELL, GRACE)
         return self.life.callbacks.thread
 
     def join(self, deadline: float, grace: float = GRACE) -> None:
