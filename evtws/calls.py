@@ -136,7 +136,10 @@ class Reply(Future["Message"]):
         self._wait = wait
 
     def result(self, timeout: float | None = None) -> Message:
-        """The reply. Raises what the request ended by, TimeoutError after `timeout` seconds, CancelledError."""
+        """The reply. Raises what the request ended by, CancelledError, or TimeoutError after `timeout` seconds.
+
+        On Python 3.10 that is concurrent.futures.TimeoutError, which is not yet the builtin one.
+        """
         if self._is_finished(timeout) and self._result is not None:
             return self._result
         try:

@@ -14,7 +14,7 @@ from . import processes
 from .callbacks import CallbackQueue
 from .calls import Calling, InFuture, Reply, SendOnly, Streaming, Waiting
 from .engine import Engine
-from .errors import ConnectionLost, EvtwsError, IllegalTransition, NotConnected, WouldDeadlock
+from .errors import ConnectionLost, DialError, EvtwsError, IllegalTransition, NotConnected, WouldDeadlock
 from .message import DEFAULT, Message, Timeout, _Unset, check_timeout
 from .options import URL, Options
 from .pending import Call
@@ -66,7 +66,10 @@ class Connection(Options):
                 self._running()  # has its own word for a forked child
                 raise IllegalTransition(f"the connection is {self.state.name}: it cannot be dialled")
             last = None if self._engine is None else self._engine.wait_for_end()
-            engine = Engine(self, self.copy(), url, first_must_open=not retry, after=last)
+            try:
+                engine = Engine(self, self.copy(), url, first_must_open=not retry, after=last)
+            except OSError as exc:  # no descriptor is left
+                raise DialError(f"the connection could not be prepared: {exc.strerror}") from exc
             # First, because a prepare() or an on_message that is there at once sends on this Connection.
             self._engine = engine
             engine.start()
@@ -138,7 +141,10 @@ class Connection(Options):
         return in_time
 
     def reconnect_now(self) -> None:
-        """Dial anew at once, ending a backoff or the present connection. Raises NotConnected when CLOSED."""
+        """Dial anew at once, ending a backoff or the present connection. Raises NotConnected when CLOSED.
+
+        Does not wait: what is sent right after it may still go out on the present connection.
+        """
         self._running().reconnect()
 
     def __enter__(self) -> Connection:
@@ -249,12 +255,13 @@ class Connection(Options):
         except (NotConnected, ConnectionLost):
             pass  # the peer has forgotten the stream with the connection
 
-    def remove_from_queue(self, message: Message) -> bool:
+    def remove_from_queue(self, message: Message, error: EvtwsError | None = None) -> bool:
         """Take this very Message out of the queue, pending or in the outbox; False if it is not there.
 
-        Its callback is not called; a `request` that waits raises RequestCancelled, a Future is cancelled.
+        Its callback is not called; a `request` that waits raises RequestCancelled, a Future is cancelled. With an
+        `error`, for when you know why no reply will come, the call fails by that instead, and `on_failure` is called.
         """
-        return self._engine is not None and self._running().sender.remove(message)
+        return self._engine is not None and self._running().sender.remove(message, error)
 
     # -- pings
 

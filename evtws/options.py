@@ -39,7 +39,14 @@ _CHOICES = {
     "overflow": ("drop", "block"),
     "ping_as": ("frame", "message"),
 }
-_COUNTS = {"max_pending": 1, "max_size": 0, "write_buffer": 0, "callback_queue": 1, "redirects": 0}
+_COUNTS = {
+    "unreceived_ping_threshold": 1,
+    "max_pending": 1,
+    "max_size": 0,
+    "write_buffer": 0,
+    "callback_queue": 1,
+    "redirects": 0,
+}
 _OPTIONAL_COUNTS = ("max_pending", "max_size")
 
 
@@ -170,6 +177,9 @@ def _check(name: str, value: Any) -> None:
             raise ValueError(f"{name} is one of {', '.join(map(repr, _CHOICES[name]))}, not {value!r}")
     elif name in _COUNTS:
         _check_count(name, value, _COUNTS[name], optional=name in _OPTIONAL_COUNTS)
+    elif name == "ping_interval":
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            raise ValueError(f"ping_interval is a number of seconds above 0 or None, not {value!r}")
     elif name == "outbox":
         if isinstance(value, tuple) and len(value) != 2:
             raise ValueError(f"outbox is a number of messages, or (messages, bytes), not {value!r}")

@@ -36,6 +36,8 @@ class Waiter(Protocol):
 LINGER = 0.001
 #: Seconds between two attempts to take the reading away from a caller.
 _PATIENCE = 0.02
+#: Seconds that `look_again` waits for somebody else who reads.
+_MOMENT = 0.001
 
 
 class Reader:
@@ -218,6 +220,19 @@ class Reader:
             self._read(transport)
             if waiter.has_ended or self._is_full or (deadline is not None and time.monotonic() >= deadline):
                 return
+
+    def look_again(self) -> None:
+        """Read what is there before somebody is told that his time is up.
+
+        After the whole process was held up, a reply may lie unread in the kernel; it is not late.
+        """
+        transport = self._life.transport
+        if transport is None or self.held or not self._life.reading.acquire(timeout=_MOMENT):
+            return
+        try:
+            self._read(transport)
+        finally:
+            self._life.reading.release()
 
     # -- whoever it is
 

@@ -165,6 +165,7 @@ class Sender:
             self.cancel(call)
             raise
         if not ended:
+            self._reader.look_again()
             now = time.monotonic()
             if self.cancel(call):
                 raise life.timeout_of(call, now)
@@ -188,13 +189,14 @@ class Sender:
             life.poller.wake()
         return ended
 
-    def remove(self, message: Message) -> bool:
+    def remove(self, message: Message, error: EvtwsError | None = None) -> bool:
         """Take the call of that message out of the queue and tell it so; False if there is none."""
         with self._life.lock:
             call = self._life.session.find(message)
         if call is None or not self.cancel(call):
             return False
-        self._life.tell(call.fail(RequestCancelled("the request was removed from the queue").about(message)))
+        error = error or RequestCancelled("the request was removed from the queue")
+        self._life.tell(call.fail(error.about(message)))
         return True
 
     def check_may_wait(self) -> None:

@@ -249,8 +249,8 @@ def test_a_ping_that_is_composed_slowly() -> None:
         evtws.connect(server.url, ping_interval=INTERVAL, compose_ping_message=compose, **ear.options),
     ):
         pings(server, 3)
-        ear.wait_for(lambda: ear.errors)
-    (error,) = ear.errors
+        ear.wait_for(lambda: ear.slow)
+    error = ear.slow[0]
     assert isinstance(error, SlowUserCode)
     assert error.seconds >= 0.06
 

@@ -337,8 +337,9 @@ def test_a_slow_function(options: dict[str, Any]) -> None:
         future = connection.submit(ask(1))
         say(client, 2, 13, 3, 1)
         assert future.result(SOON).params == {"id": 1}
-        ear.wait_for(lambda: ask(3).body in ear.messages and ear.errors)
-    (error,) = ear.errors
+        ear.wait_for(lambda: ask(3).body in ear.messages and ear.slow)
+    assert ear.errors == []
+    error = ear.slow[0]  # a busy machine may make innocent functions slow, too
     assert isinstance(error, SlowUserCode)
     assert error.seconds >= TOO_LONG
 

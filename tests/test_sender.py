@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import threading
 import time
@@ -540,3 +541,49 @@ def test_interrupted_while_a_reply_is_awaited() -> None:
             connection.request(ask(1), timeout=SOON)
         assert connection.pending == ()
         assert connection.request(ask(2), timeout=SOON).params == {"id": 2}
+
+
+def test_a_request_is_removed_with_an_error() -> None:
+    """A request that is removed with an error ends by that error, whoever waits for it."""
+    known = evtws.EvtwsError("the target has closed")
+    failures: queue.Queue[Any] = queue.Queue()
+    with connected(Ear(), lambda _client, _body: None) as (connection, _):
+        waited, submitted, called = ask(1), ask(2), ask(3)
+        called.callback = lambda _reply, _connection: None
+        called.on_failure = lambda error, _connection: failures.put(error)
+        outcome: queue.Queue[Any] = queue.Queue()
+
+        def wait() -> None:
+            try:
+                connection.request(waited, timeout=SOON)
+            except evtws.EvtwsError as error:
+                outcome.put(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        future = connection.submit(submitted)
+        connection.send(called)
+        assert until(lambda: len(connection.pending) == 3)
+        for message in (waited, submitted, called):
+            assert connection.remove_from_queue(message, known)
+            assert not connection.remove_from_queue(message, known)
+        errors = [outcome.get(timeout=SOON), future.exception(SOON), failures.get(timeout=SOON)]
+        thread.join(SOON)
+    assert [str(error) for error in errors] == ["the target has closed"] * 3
+    assert [error.message for error in errors if isinstance(error, evtws.EvtwsError)] == [waited, submitted, called]
+
+
+def test_a_reply_that_lies_unread_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that has come when the time is found to be up is given to its request, whoever was held up."""
+    with connected(Ear(), echo) as (connection, _):
+        engine = connection._engine
+        assert engine is not None
+
+        def held_up(_reader: object, _waiter: object, _deadline: float | None) -> bool:
+            assert select.select([transport_of(connection)], [], [], SOON)[0]
+            return False
+
+        monkeypatch.setattr("evtws.reader.Reader.wait", held_up)
+        engine.life.poller.want_read(False)
+        assert connection.request(ask(1), timeout=0).params == {"id": 1}
+        engine.life.poller.want_read(True)
