@@ -329,7 +329,7 @@ def test_a_child_that_lives_on(secure: tuple[ssl.SSLContext | None, list[str]]) 
         + """
     pid = os.fork()
     if pid == 0:
-        with evtws.connect(url, ssl=context, match_key=lambda _: 1) as own:
+        with evtws.connect(url, ssl=context, match_key=lambda _: 1, close_timeout=0.1) as own:
             sys.stdin.readline()
             print("child", own.request("child").body, flush=True)
         os._exit(0)
