@@ -221,7 +221,7 @@ def test_ctrl_c_in_a_dial() -> None:
 def test_an_interrupted_request_is_over() -> None:
     """A request that Ctrl-C interrupts is not pending any more, and the connection works on."""
     body = """
-        def go(message, connection): print("go", flush=True)
+        def go(message, connection): threading.Timer(0.1, print, ["go"], {"flush": True}).start()
         connection = Connection(match_key=lambda m: m.body[0], on_message=go)
         connection.dial(url)
         try:
@@ -229,7 +229,7 @@ def test_an_interrupted_request_is_over() -> None:
         except KeyboardInterrupt:
             print(len(connection.pending), connection.state.name, connection.request("y", 10).body, flush=True)
     """
-    # The event is read by the waiting request itself, which is past its writing then.
+    # The event is read by the waiting request itself, which is past its writing then, and soon waits again.
     with (
         Server(lambda client, said: client.send("event" if said == "x" else said)) as server,
         program(body, server.url) as process,
