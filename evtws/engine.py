@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .ending import FAREWELL, Ending
 from .errors import ConnectionClosed, ConnectionLost, EvtwsError
@@ -190,8 +190,11 @@ class Engine:
             if transport is not None:
                 transport.seal()
             failed = life.session.close(error, time.monotonic(), close_by)
+            pings: list[Any] = life.session.keepalive.lost()
             life.changed.notify_all()
         life.fail(failed)
+        for waiter in pings:
+            waiter.fail(error)
         if transport is not None:
             transport.send_close(code, reason)
         life.poller.wake()

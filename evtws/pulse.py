@@ -76,14 +76,19 @@ class Pulse:
         if life.session.state is not State.OPEN:
             raise NotConnected(f"the connection is {life.session.state.name}")
         waiter = PingWait()
-        payload = life.session.keepalive.compose() if self._is_free() else self._compose()
-        self._send(*self._encoded(payload), waiter)
-        rtt = waiter.wait(timeout)
-        if rtt is None:
+        self._send(*self._encoded(self._unique() if self._is_free() else self._compose()), waiter)
+        try:
+            rtt = waiter.wait(timeout)
+        finally:
             with life.lock:
                 life.session.keepalive.forget(waiter)
+        if rtt is None:
             raise ReplyTimeout(f"no pong within {timeout:.1f} s", waited=timeout or 0.0, written="yes")
         return rtt
+
+    def _unique(self) -> bytes:
+        with self._life.lock:
+            return self._life.session.keepalive.compose()
 
     def _is_free(self) -> bool:
         # A payload of its own tells this pong from every other one.

@@ -38,6 +38,8 @@ LINGER = 0.001
 _PATIENCE = 0.02
 #: Seconds that `look_again` waits for somebody else who reads.
 _MOMENT = 0.001
+#: How often it reads at most: a mebibyte.
+_READS = 16
 
 
 class Reader:
@@ -222,15 +224,19 @@ class Reader:
                 return
 
     def look_again(self) -> None:
-        """Read what is there before somebody is told that his time is up.
+        """Read what is there, within a bound, before somebody is told that his time is up.
 
-        After the whole process was held up, a reply may lie unread in the kernel; it is not late.
+        After the whole process was held up, a reply or a pong may lie unread in the kernel; it is not late.
         """
         transport = self._life.transport
         if transport is None or self.held or not self._life.reading.acquire(timeout=_MOMENT):
             return
         try:
-            self._read(transport)
+            for _ in range(_READS):
+                before = transport.bytes_received
+                self._read(transport)
+                if transport.bytes_received == before and not transport.has_more:
+                    break
         finally:
             self._life.reading.release()
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 import evtws
-from evtws import Connection, ConnectionLost, Message, NotConnected, ReplyTimeout, StaleConnection, State
+from evtws import (
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    Message,
+    NotConnected,
+    ReplyTimeout,
+    StaleConnection,
+    State,
+)
 from evtws.errors import SlowUserCode, UserCodeError
 from evtws.testing import ClientConnection, Server
 
@@ -389,3 +398,24 @@ def test_a_ping_that_cannot_be_written() -> None:
             connection.ping(timeout=5 * MS)
         assert connection.state is State.OPEN
     assert ear.errors == []
+
+
+def test_close_ends_a_ping_at_once() -> None:
+    """Whoever waits in ping() is told of close() at once, though the peer takes its time to answer that."""
+    ended = threading.Event()
+    with Server(echo, pongs=False, echo_close=False) as server:
+        connection = evtws.Connection(ping_interval=None)
+        connection.dial(server.url)
+
+        def wait() -> None:
+            with pytest.raises(ConnectionClosed):
+                connection.ping(timeout=SOON)
+            ended.set()
+
+        with ThreadPoolExecutor(2) as pool:
+            waiting = pool.submit(wait)
+            server.wait_for(lambda: only_client(server).pings, SOON)
+            closing = pool.submit(connection.close, timeout=500 * MS)
+            assert ended.wait(400 * MS)
+            waiting.result(SOON)
+            closing.result(SOON)
