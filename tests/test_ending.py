@@ -155,7 +155,7 @@ def test_a_ping_hears_of_the_end(closed: bool) -> None:
             connection.close()
         else:
             server.drop_all()
-        assert type(pinging.exception(SOON)) is ConnectionLost
+        assert type(pinging.exception(SOON)) is (ConnectionClosed if closed else ConnectionLost)
 
 
 def test_a_strategy_that_raises() -> None:
