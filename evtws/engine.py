@@ -190,6 +190,8 @@ class Engine:
             if transport is not None:
                 transport.seal()
             failed = life.session.close(error, time.monotonic(), close_by)
+            if life.parting is not None:
+                life.session.close_by = close_by  # the farewell of a lost connection is to end by then, too
             pings: list[Any] = life.session.keepalive.lost()
             life.changed.notify_all()
         life.fail(failed)
