@@ -76,7 +76,9 @@ class Connection(Options):
             processes.register(engine)
             if self._finalizer is not None:
                 self._finalizer.detach()
-            self._finalizer = weakref.finalize(self, _dropped, engine.life.poller, engine.life.callbacks)
+            self._finalizer = weakref.finalize(
+                self, _dropped, engine.life.poller, engine.life.callbacks, engine.life.ended
+            )
             self._finalizer.atexit = False
         self._wait_first_attempt(engine, retry)
 
@@ -336,11 +338,13 @@ def _as_message(message: Message | str | bytes) -> Message:
     return message if isinstance(message, Message) else Message(message)
 
 
-def _dropped(poller: Poller, callbacks: CallbackQueue) -> None:
+def _dropped(poller: Poller, callbacks: CallbackQueue, ended: threading.Event) -> None:
     """The Connection was collected: end its threads, and say so if it was not closed."""
-    if not poller.waker.closed:
-        poller.wake()
-        callbacks.stop()
+    if poller.waker.closed:
+        return  # they have ended; or this is a forked child, where a lock of theirs may be held for ever
+    poller.wake()
+    callbacks.stop()
+    if not ended.is_set():
         warnings.warn("a Connection was dropped without close()", ResourceWarning, stacklevel=2)
 
 

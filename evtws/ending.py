@@ -41,7 +41,7 @@ class Ending:
             was_open = life.session.opened_at is not None
             silent = self._first_must_open and not life.session.openings
             loss = life.session.ended(time.monotonic()) if wished else self._lost(error, may_retry=not silent)
-            life.changed.notify_all()
+            life.state_changed()
         self._tell(loss, None if wished else error, was_open=was_open, silent=silent)
         if transport is not None:
             self._part(transport, error, wished)
@@ -119,7 +119,7 @@ class Ending:
             was_open = life.session.opened_at is not None
             failed = life.session.crash(error, time.monotonic())
             transport, life.transport = life.transport, None
-            life.changed.notify_all()
+            life.state_changed()
         loss = Loss(None, failed, life.session.keepalive.lost())
         self._tell(loss, error, was_open=was_open, silent=self._first_must_open and not life.session.openings)
         self._reader.let_callers_go()

@@ -193,7 +193,7 @@ class Engine:
             if life.parting is not None:
                 life.session.close_by = close_by  # the farewell of a lost connection is to end by then, too
             pings: list[Any] = life.session.keepalive.lost()
-            life.changed.notify_all()
+            life.state_changed()
         life.fail(failed)
         for waiter in pings:
             waiter.fail(error)

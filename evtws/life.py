@@ -22,6 +22,7 @@ from .pending import Call, PendingQueue
 from .poller import make_poller
 from .reconnect import Reconnect, as_policy
 from .session import Failed, Session
+from .state import State
 from .task import Task
 from .transport import Transport
 
@@ -51,6 +52,8 @@ class Life:
         self.lock = threading.Lock()
         #: Notified when the state has changed.
         self.changed = threading.Condition(self.lock)
+        #: Set when nobody has to close it any more.
+        self.ended = threading.Event()
         #: Held by whoever reads and routes: the I/O thread, or a caller that awaits its reply.
         self.reading = threading.Lock()
         self.session = _make_session(options, self.correlation, refreshable)
@@ -72,6 +75,12 @@ class Life:
         self.parting: Transport | None = None
         #: Of the connections that have ended for good.
         self.messages_sent = self.bytes_sent = self.bytes_received = 0
+
+    def state_changed(self) -> None:
+        """Wake who waits for a state; requires the lock."""
+        self.changed.notify_all()
+        if self.session.state in (State.CLOSING, State.CLOSED):
+            self.ended.set()
 
     def check_process(self) -> None:
         """Raise ForkedError in a forked child, where a lock of this life may be held for ever."""

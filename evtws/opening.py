@@ -145,5 +145,5 @@ def open_for_all(life: Life, transport: Transport) -> None:
         if life.options.on_connected is not None:
             life.tell((Task(life.options.on_connected, (life.connection(),)),))
         life.write_all(waiting)
-        life.changed.notify_all()
+        life.state_changed()
     life.poller.wake()

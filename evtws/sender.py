@@ -63,9 +63,11 @@ class Sender:
 
     def _interrupted(self, calls: Sequence[Call]) -> None:
         """A Ctrl-C while the calls were sent: nobody is left to hear of them."""
+        transport, ticket = self._life.transport, calls[0].ticket
+        if transport is not None and isinstance(ticket, Ticket) and transport.withdraw(ticket):
+            self._cancel_all(calls, time.monotonic())
         for call in calls:
             self.cancel(call)
-        transport = self._life.transport
         if transport is not None and transport.error is not None:
             self._life.lose(transport, transport.error)
 
@@ -112,9 +114,6 @@ class Sender:
             in_time = transport.wait_for_room(ticket, timeout)
         except ConnectionLost as error:
             self._refused(calls, error)
-        except BaseException:
-            transport.withdraw(ticket)
-            raise
         else:
             if not in_time:
                 self._too_late(calls, transport, ticket, write_by)

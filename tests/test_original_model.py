@@ -6,7 +6,7 @@ import queue
 import threading
 
 from evtws import Message, json_params
-from evtws.testing import Server
+from evtws.testing import ClientConnection, Server
 
 from .faults.support import ask, echo, until
 from .original_model import Original
@@ -23,15 +23,17 @@ def test_the_model_works() -> None:
         match_msg=lambda reply, request: reply.params == request.params,
         msg_prep=json_params,
     )
+    gone: list[ClientConnection] = []
     with Server(echo) as server:
         model.dial(server.url)
         for number in (1, 2):
             assert connected.acquire(timeout=SOON)
-            client = server.wait_for(lambda: server.connections, SOON)[0]
+            client = server.wait_for(lambda: [last for last in server.connections if last not in gone], SOON)[0]
             model.send(Message.json({"id": number}, lambda reply, _: replies.put(reply.body)))
             assert replies.get(timeout=SOON) == ask(number).body
             assert until(lambda: not model.pending)
             client.drop()
+            gone.append(client)
         assert connected.acquire(timeout=SOON)
         removed = ask(3)
         model.pending.append(removed)
