@@ -33,12 +33,12 @@ class Original:
     def dial(self, url: str) -> None:
         self.url, self.unanswered, self.ws = url, 0, websocket.create_connection(url)
         self.is_connected = True
+        for message in list(self.pending):
+            self.go(self.write, message.body)  # 6: all of them again, in no order
         if self.on_connected:
             self.go(self.on_connected, self)
         self.go(self.read)
         self.go(self.ping_on)
-        for message in list(self.pending):
-            self.go(self.write, message.body)  # 6: all of them again, in no order
 
     def go(self, function: Callable[..., object], *arguments: object) -> None:
         def run() -> None:
