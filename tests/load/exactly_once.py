@@ -1,6 +1,6 @@
 """Requests from several threads to a server that cannot be relied on: does every one end once, and with the truth?
 
-    python -m tests.load.exactly_once [--requests 100000] [--threads 8] [--seed 1] [--tls] [--switch 0.00001]
+    python -m tests.load.exactly_once [--requests 100000] [--threads 8] [--seed 1] [--tls] [--early]
 
 The server answers late, twice, out of order or never, says things that nobody asked for, stops reading for a while,
 and cuts the line: by a close frame, a FIN or a reset. Each request tells it what it is to do with it, so that a seed
@@ -44,7 +44,7 @@ WINDOW = 32
 IN_FLIGHT: tuple[InFlight, ...] = ("fail", "resend", "keep")
 
 #: A body that no single write takes once the server has stopped reading.
-LARGE = 300_000
+LARGE = 60_000
 
 
 #: A server's and a client's.
@@ -67,7 +67,7 @@ class Asker:
         """Ask until there are no numbers left."""
         ways = [self._request, self._submit, self._call_back, self._submit_many, self._stream]
         for number in self._numbers:
-            way = self._random.choices(ways, [20, 40, 40, 10, 4])[0]
+            way = self._random.choices(ways, [8, 40, 40, 10, 3])[0]
             try:
                 way(number)
                 if self._random.random() < 0.05:
@@ -86,8 +86,8 @@ class Asker:
         in_flight = chance.choice(IN_FLIGHT)
         self._ledger.in_flight[number] = in_flight
         params = {"id": number, "items": items, "after": sorted(after), "keep": in_flight == "keep"}
-        if chance.random() < 0.005:
-            params["much"] = "x" * chance.randint(1, LARGE)
+        if chance.random() < 0.1:
+            params["much"] = "x" * chance.randint(LARGE // 3, LARGE)
         timeout = HURRIED if chance.random() < 0.05 or not after else PATIENT
         message = evtws.Message.json(params, timeout=timeout, in_flight=in_flight, **handlers)
         self._ledger.recent.append((number, message, self._room.release))
@@ -178,10 +178,23 @@ class Asker:
             release()
 
 
-class Run:
-    """One run: `requests` from `threads` threads, as `seed` has it; over TLS where contexts are given."""
+def narrow(connection: evtws.Connection) -> None:
+    """A `prepare`: have the system buffer little of what is sent; left to itself it takes megabytes."""
+    assert connection._engine is not None
+    transport = connection._engine.life.transport
+    if transport is not None:  # it may be gone already
+        transport._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
 
-    def __init__(self, requests: int, threads: int, seed: int, tls: Contexts | None = None) -> None:
+
+class Run:
+    """One run: `requests` from `threads` threads, as `seed` has it; over TLS where contexts are given.
+
+    With `early` the connection is closed when half of the requests have come.
+    """
+
+    def __init__(
+        self, requests: int, threads: int, seed: int, tls: Contexts | None = None, *, early: bool = False
+    ) -> None:
         self.ledger, self.fickle = Ledger(requests), Fickle(seed)
         self.wrong: list[str] = []
         self.stats: evtws.Stats
@@ -189,12 +202,13 @@ class Run:
         before = _held()
         script = {"on_connect": self.fickle.connected, "ssl": tls and tls[0], "record": False}
         with Server(self.fickle.received, **script) as self.fickle.server:  # type: ignore[arg-type]
-            # A small window, so that little goes out while the server does not read.
+            # With this and with `narrow` little goes out while the server does not read, and the write queue fills.
             self.fickle.server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
             with self._connection(tls and tls[1]) as connection:
                 connection.dial(self.fickle.server.url)
-                self._ask(connection)
-                self._settle(connection)
+                self._ask(connection, early=early)
+                if not early:
+                    self._settle(connection)
                 if connection.pending:
                     self.wrong.append(f"{len(connection.pending)} are pending")
             self.stats = connection.stats()
@@ -205,13 +219,14 @@ class Run:
     def _connection(self, context: ssl.SSLContext | None) -> evtws.Connection:
         return evtws.Connection(
             ssl=context,
+            prepare=narrow,
             msg_prep=evtws.json_params,
             match_key=evtws.keyed("id"),
             on_message=lambda message, _: self.ledger.extras.append(message.params["serial"]),
             on_error=self._note,
             callback_queue=1_000_000,
             reconnect=evtws.ReconnectPolicy(wait=tenacity.wait_random(0, 10 * MS)),
-            outbox=3 * WINDOW,
+            outbox=6 * WINDOW,
             ping_interval=100 * MS,
             write_buffer=1 << 16,
             write_timeout=40 * MS,
@@ -222,7 +237,7 @@ class Run:
         if isinstance(error, evtws.UserCodeError):
             self.wrong.append(repr(error))
 
-    def _ask(self, connection: evtws.Connection) -> None:
+    def _ask(self, connection: evtws.Connection, *, early: bool) -> None:
         requests = len(self.ledger.endings)
         share = requests // self._threads
         ranges = [range(first, min(first + share, requests)) for first in range(0, requests, share)]
@@ -230,8 +245,20 @@ class Run:
         threads = [threading.Thread(target=asker.run) for asker in askers]
         for thread in threads:
             thread.start()
+        if early:
+            self._close_early(connection, requests // 2)
         for thread in threads:
             thread.join()
+
+    def _close_early(self, connection: evtws.Connection, requests: int) -> None:
+        """Close once so many have come, while the server does not read but for the last of the time."""
+        server = self.fickle.server
+        server.wait_for(requests, SOON)
+        for client in server.connections:
+            client.pause_reading()
+            server.loop.call(server.loop.later, 60 * MS, client.resume_reading)
+        server.wait_for(lambda: False, 20 * MS)
+        connection.close(timeout=200 * MS)
 
     def _settle(self, connection: evtws.Connection) -> None:
         """Have the server make no more trouble, and wait until all that it owes has come."""
@@ -285,11 +312,13 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tls", action="store_true", help="over wss")
+    parser.add_argument("--early", action="store_true", help="close the connection half way")
     parser.add_argument("--switch", type=float, default=sys.getswitchinterval(), help="sys.setswitchinterval, seconds")
     options = parser.parse_args()
     sys.setswitchinterval(options.switch)
     begin = time.perf_counter()
-    run = Run(options.requests, options.threads, options.seed, tls_contexts() if options.tls else None)
+    tls = tls_contexts() if options.tls else None
+    run = Run(options.requests, options.threads, options.seed, tls, early=options.early)
     print(f"Python {platform.python_version()}, seed {options.seed}: {time.perf_counter() - begin:.1f} s; {run.row()}")
     print(*run.wrong[:20], f"{len(run.wrong)} things do not hold", sep="\n")
     return int(bool(run.wrong))

@@ -100,7 +100,7 @@ def check_received(ledger: Ledger, fickle: Fickle) -> list[str]:
     received = replies | extras
     answered: set[int] = set()
     for index, sent in enumerate(fickle.sent):
-        is_last = index == len(fickle.sent) - 1
+        is_last = fickle.calm and index == len(fickle.sent) - 1
         until = sent[-1][0] if is_last else max((serial for serial, _ in sent if serial in received), default=0)
         for serial, number in sent:
             if serial > until:
