@@ -249,7 +249,7 @@ def test_a11_a_flood_holds_up_no_timer() -> None:
                 ask_again(ask(), 200 * MS)
             assert time.monotonic() - began < 1000 * MS
         assert connection.stats().messages_received > 10_000
-        assert connection.stats().pings_unanswered > 4
+        assert connection.stats().pings_unanswered >= 2
         flooding.clear()
         assert [error for error in ear.errors if not isinstance(error, evtws.SlowConsumer)] == []
 
