@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,14 +52,16 @@ def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def run(job: Job, least: float) -> list[str]:
-    """Run one job and print its lines; returns the modules that fall short."""
+def run(job: Job, least: float, keep: Path | None) -> list[str]:
+    """Run one job and print its lines; returns the modules that fall short. The data go to the directory `keep`."""
     if not job.tests:
         print(f"{'':>7}  {', '.join(job.modules)}: no test file", flush=True)
         return job.modules
     with tempfile.TemporaryDirectory() as directory:
         tests = _coverage(directory, "run", "--branch", "--source=evtws", "-m", "pytest", "-q", *job.tests)
         _coverage(directory, "combine", "--quiet")
+        if keep is not None:
+            shutil.copy(Path(directory, "data"), keep / f"data.{job.modules[0].replace('/', '_')}")
         report = Path(directory, "report.json")
         _coverage(directory, "json", "--quiet", "-o", str(report), f"--include={','.join(job.modules)}")
         files = json.loads(report.read_text(encoding="utf-8"))["files"] if report.exists() else {}
@@ -91,11 +94,13 @@ def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--at-least", type=float, default=95.0, metavar="PERCENT")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="for the coverage data, to be combined")
     parser.add_argument("module", nargs="*", help="these only, such as evtws/dial.py")
     arguments = parser.parse_args()
     wanted = [job for job in jobs() if not arguments.module or set(job.modules) & set(arguments.module)]
     with ThreadPoolExecutor(PARALLEL) as pool:
-        short = [name for names in pool.map(lambda job: run(job, arguments.at_least), wanted) for name in names]
+        found = pool.map(lambda job: run(job, arguments.at_least, arguments.keep), wanted)
+        short = [name for names in found for name in names]
     print(f"{len(short)} modules fall short" + (f": {', '.join(short)}" if short else ""))
     return 1 if short else 0
 
