@@ -342,9 +342,10 @@ def _dropped(poller: Poller, callbacks: CallbackQueue, ended: threading.Event) -
     """The Connection was collected: end its threads, and say so if it was not closed."""
     if poller.waker.closed:
         return  # they have ended; or this is a forked child, where a lock of theirs may be held for ever
+    was_ended = ended.is_set()
     poller.wake()
     callbacks.stop()
-    if not ended.is_set():
+    if not was_ended:
         warnings.warn("a Connection was dropped without close()", ResourceWarning, stacklevel=2)
 
 
