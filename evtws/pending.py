@@ -247,4 +247,5 @@ class PendingQueue:
     def reset(self) -> None:
         """The connection that replies were due on is gone: no tombstone of it means anything on the next one."""
         self.tombstones.clear()
-        self._line = deque(call for call in self._line if call.ended_at is None and call.in_flight == "keep")
+        kept = [call for call in self._line if call.ended_at is None and call.in_flight == "keep"]
+        self._line = deque(call for call in kept if call.sent_at is not None)

@@ -317,7 +317,12 @@ class Session:
             for call in in_flight
             if call.in_flight == "fail" and self.pending.remove(call, now)
         ]
-        again = [call for call in in_flight if call.in_flight == "resend"]
+        # A request to be kept of which not a byte was written can have no reply on its way.
+        again = [
+            call
+            for call in in_flight
+            if call.in_flight == "resend" or (call.in_flight == "keep" and call.written == "no")
+        ]
         for call in again:
             call.rewind()
         self.outbox.put_first(again)

@@ -496,6 +496,17 @@ def test_in_flight_keep() -> None:
     assert session.pending.claim(call, 106)
 
 
+def test_in_flight_keep_unwritten() -> None:
+    """With in_flight="keep" a request of which not a byte was written goes out on the next connection."""
+    for options in ({}, {"match_msg": in_order}):
+        session = opened(retry=True, **options)
+        call = sent(session, in_flight="keep")
+        call.ticket = None
+        assert session.lost(CUT, 101).failed == []
+        assert sent_again(session) == [call]
+        assert session.pending.claim(call, 106)
+
+
 def test_giving_up_ends_everything() -> None:
     """When no further attempt is made everything ends, what waits and what was to be sent again, too."""
     session = opened(retry=True, outbox=5)

@@ -310,11 +310,14 @@ class Model(RuleBasedStateMachine):
         else:
             expected = [*(entry for entry in self.waiting if not entry.wants_reply), *self.pending]
         self.check_failed(loss.failed, expected, error)
-        resent = [entry for entry in flying if entry.in_flight == "resend" and not entry.endings]
+        flying = [entry for entry in flying if not entry.endings]
+        unwritten = [entry for entry in flying if entry.in_flight == "keep" and entry.truth == "no"]
+        resent = [entry for entry in flying if entry.in_flight == "resend" or entry in unwritten]
         for entry in resent:
             entry.in_air = False
         self.waiting = resent + self.waiting
-        self.line = [entry for entry in self.line if not entry.endings and entry.in_flight == "keep"]
+        kept = [entry for entry in self.line if not entry.endings and entry.in_flight == "keep"]
+        self.line = [entry for entry in kept if entry not in unwritten]
         self.tombs = {}
         self.state, self.preparing = State.CONNECTING if again else State.CLOSED, False
 
