@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .turn import Turn
+
 T = TypeVar("T")
 
 
-class Door(Generic[T]):
+class Door(Turn, Generic[T]):
     """A lock, and what was left at it.
 
     A thread that writes waits for the interpreter when its system call is done, and would keep others waiting until
@@ -19,30 +20,24 @@ class Door(Generic[T]):
     """
 
     def __init__(self, let_in: Callable[[], object]) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._let_in = let_in
         self.left: deque[T] = deque()
-        self.acquire = self._lock.acquire
-        self.locked = self._lock.locked
 
     def release(self) -> None:
-        """Let go, then see to what was left meanwhile, unless somebody else does."""
-        self._lock.release()
+        """Let go, if the caller has it; then see to what was left meanwhile, unless somebody else does."""
+        super().release()
         # Looked at after letting go: who came before that found the lock taken, who comes after it finds it free.
-        while self.left and self._lock.acquire(blocking=False):
+        while self.left:
             try:
+                if not self.acquire(blocking=False):
+                    return
                 self._let_in()
             finally:
-                self._lock.release()
+                super().release()
 
     def leave(self, brought: T) -> None:
         """Leave something at the door; it is let in by whoever holds the lock, or here if nobody does any more."""
         self.left.append(brought)
-        if self._lock.acquire(blocking=False):
+        if not self.owned():
             self.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()

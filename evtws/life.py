@@ -25,6 +25,7 @@ from .session import Failed, Session
 from .state import State
 from .task import Task
 from .transport import Transport
+from .turn import Turn
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -55,7 +56,7 @@ class Life:
         #: Set when nobody has to close it any more.
         self.ended = threading.Event()
         #: Held by whoever reads and routes: the I/O thread, or a caller that awaits its reply.
-        self.reading = threading.Lock()
+        self.reading = Turn()
         self.session = _make_session(options, self.correlation, refreshable)
         self.transport: Transport | None = None
         self.upgraded: Upgraded | None = None

@@ -189,24 +189,31 @@ class Reader:
 
     def _try_reading(self, waiter: Waiter, deadline: float | None) -> None:
         life = self._life
-        if not life.reading.acquire(blocking=False):
-            return
-        soon = time.monotonic() - self._left_at < LINGER
+        soon = False
+        transport: Transport | None = None
         try:
+            if not life.reading.acquire(blocking=False):
+                return
+            soon = time.monotonic() - self._left_at < LINGER
             transport = life.transport
             if transport is not None:
                 life.poller.want_read(False)
                 self._read_until(transport, waiter, deadline)
         finally:
-            self._left_at = time.monotonic()
-            life.reading.release()
-            if not soon or len(self._waiting) > 1:
-                life.poller.want_read(True)
-            elif not self._lingering:
-                self._lingering = True
-                life.poller.wake()
+            if life.reading.owned():
+                self._left_at = time.monotonic()
+                life.reading.release()
+                self._hand_back(soon)
         if transport is not None and (transport.has_more or life.session.draining):
             life.poller.wake()  # no selector tells of these bytes
+
+    def _hand_back(self, soon: bool) -> None:
+        """Leave the reading to the I/O thread; for a moment to nobody, if this caller read just before, too."""
+        if not soon or len(self._waiting) > 1:
+            self._life.poller.want_read(True)
+        elif not self._lingering:
+            self._lingering = True
+            self._life.poller.wake()
 
     def _read_until(self, transport: Transport, waiter: Waiter, deadline: float | None) -> None:
         """Read and route until the waiter is done, or the deadline or the end of the connection has come."""
@@ -229,9 +236,11 @@ class Reader:
         After the whole process was held up, a reply or a pong may lie unread in the kernel; it is not late.
         """
         transport = self._life.transport
-        if transport is None or self.held or not self._life.reading.acquire(timeout=_MOMENT):
+        if transport is None or self.held:
             return
         try:
+            if not self._life.reading.acquire(timeout=_MOMENT):
+                return
             for _ in range(_READS):
                 before = transport.bytes_received
                 self._read(transport)
@@ -244,7 +253,7 @@ class Reader:
 
     def _read(self, transport: Transport) -> None:
         """Read and route a bounded amount; requires `life.reading`."""
-        assert self._life.reading.locked()
+        assert self._life.reading.owned()
         try:
             items = transport.receive()
             if items:

@@ -136,19 +136,21 @@ class Transport:
 
         Raises ConnectionLost if neither is possible.
         """
-        if not self._lock.acquire(blocking=False):
-            if self.backlog + len(data) < self._write_buffer // 2:
-                return self._leave_at_door(data, calls)
-            self._lock.acquire()
+        door = self._lock
         try:
+            if not door.acquire(blocking=False):
+                if self.backlog + len(data) < self._write_buffer // 2:
+                    return self._leave_at_door(data, calls)
+                door.acquire()
             return self._send(data, calls)
         except ConnectionLost:
             raise
         except BaseException:
-            self._interrupted()
+            if door.owned():
+                self._interrupted()
             raise
         finally:
-            self._lock.release()
+            door.release()
 
     def _leave_at_door(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Somebody else is writing: this goes out with his, or right after."""
@@ -256,7 +258,7 @@ class Transport:
 
     def _check_writable(self) -> None:
         """Requires the lock."""
-        assert self._lock.locked()
+        assert self._lock.owned()
         if self.error is not None:
             raise ConnectionLost(str(self.error)) from self.error
         if self._sealed:

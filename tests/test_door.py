@@ -51,7 +51,6 @@ def test_nothing_was_left() -> None:
     """Letting go of a door at which nothing was left lets nothing in."""
     hall = Hall()
     assert hall.door.acquire(blocking=False)
-    assert not hall.door.acquire(blocking=False)
     hall.door.release()
     assert (hall.inside, hall.door.locked()) == ([], False)
 
@@ -78,21 +77,25 @@ def test_somebody_takes_it_right_after_it_was_let_go() -> None:
     class Taken(threading.Thread):
         """Takes the lock when the first holder has let go of it, and looks what is inside then."""
 
+        has_it, may_go = threading.Event(), threading.Event()
+
         def run(self) -> None:
-            self.has_it = door.acquire(timeout=SOON)
+            with door:
+                self.has_it.set()
+                self.may_go.wait(SOON)
 
     with door:
         taker = Taken()
         taker.start()
-    taker.join(SOON)
-    assert taker.has_it
-    door.left.append(1)
+    assert taker.has_it.wait(SOON)
+    door.leave(1)
     other = threading.Thread(target=door.leave, args=(2,))
     other.start()
     other.join(SOON)
     assert hall.inside == []
-    door.release()
-    assert hall.inside == [1, 2]
+    taker.may_go.set()
+    taker.join(SOON)
+    assert (hall.inside, hall.threads) == ([1, 2], {taker.ident})
 
 
 def test_letting_in_raises() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -271,18 +272,38 @@ def test_messages_keep_their_order_and_frames_never_mix(either: Make) -> None:
         assert mine == list(range(messages))
 
 
+@contextmanager
+def taken(lock: Any) -> Iterator[None]:
+    """Another thread has the lock, and lets nothing in when it lets go."""
+    has_it, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock._lock:
+            has_it.set()
+            may_go.wait(SOON)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert has_it.wait(SOON)
+    try:
+        yield
+    finally:
+        may_go.set()
+        thread.join(SOON)
+
+
 def test_what_was_left_at_the_door_goes_first(plain: Make) -> None:
     """A message that found the lock taken goes out before the next of the same thread, which finds it free."""
     ends = plain()
     lock = ends.transport._lock
-    with lock._lock:
+    with taken(lock):
         ticket = ends.transport.send(frame("1"))
         assert truth(ticket) == "no"
     assert ends.transport.send(frame("2")).written == "yes"
     assert truth(ticket) == "yes"
     assert ends.read_all() == ["1", "2"]
     assert ends.transport.messages_sent == 0
-    with lock._lock:
+    with taken(lock):
         ends.transport.send(frame("3"))
     ends.transport.send_close(1000)
     assert ends.read_all()[2:] == ["3", Close(1000, "")]
@@ -291,7 +312,7 @@ def test_what_was_left_at_the_door_goes_first(plain: Make) -> None:
 def test_what_was_left_at_the_door_is_refused_after_the_end(plain: Make) -> None:
     """A message that found the lock taken has an error once it turns out that nothing more can be written."""
     ends = plain()
-    with ends.transport._lock._lock:
+    with taken(ends.transport._lock):
         ticket = ends.transport.send(frame("x"))
         ends.transport.error = ConnectionLost("gone")
     with ends.transport._lock:
@@ -306,7 +327,8 @@ def test_what_is_left_at_the_door_of_a_sealed_transport_is_refused(plain: Make) 
     call: Any = SimpleNamespace(ticket="of the next connection")
     ends.transport.seal()
     lock: Any = ends.transport._lock
-    lock.acquire = lambda blocking: False  # taken for a moment only
+    acquire, taken_once = lock.acquire, iter([True])
+    lock.acquire = lambda blocking=True: not next(taken_once, False) and acquire(blocking)  # taken for a moment only
     with pytest.raises(ConnectionLost, match="closing"):
         ends.transport.send(frame("x"), [call])
     assert call.ticket == "of the next connection"

@@ -153,7 +153,7 @@ class NoLock:
     def release(self) -> None:
         """Nothing."""
 
-    def locked(self) -> bool:
+    def owned(self) -> bool:
         """True, which is a lie."""
         return True
 
