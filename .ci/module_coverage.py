@@ -58,7 +58,11 @@ def run(job: Job, least: float, keep: Path | None) -> list[str]:
         print(f"{'':>7}  {', '.join(job.modules)}: no test file", flush=True)
         return job.modules
     with tempfile.TemporaryDirectory() as directory:
-        tests = _coverage(directory, "run", "--branch", "--source=evtws", "-m", "pytest", "-q", *job.tests)
+        measured = ("run", "--branch", "--source=evtws", "-m", "pytest", "-q", *job.tests)
+        tests = _coverage(directory, *measured)
+        if tests.returncode:
+            print(f"{'':>7}  {', '.join(job.tests)} failed at first; once more:\n{tests.stdout[-2000:]}", flush=True)
+            tests = _coverage(directory, *measured)
         _coverage(directory, "combine", "--quiet")
         if keep is not None:
             shutil.copy(Path(directory, "data"), keep / f"data.{job.modules[0].replace('/', '_')}")
