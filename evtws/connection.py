@@ -249,7 +249,11 @@ class Connection(Options):
         call = Streaming(message, time.monotonic(), self.in_flight, until, maxsize)
         call.key = engine.life.correlation.key_for_request(message)
         engine.sender.start(call)
-        return ReplyStream(engine, call, self._or(timeout, self.request_timeout), on_cancel, self._send_cancel)
+        try:
+            return ReplyStream(engine, call, self._or(timeout, self.request_timeout), on_cancel, self._send_cancel)
+        except BaseException:  # a Ctrl-C: nobody is left to take the replies
+            engine.sender.cancel(call)
+            raise
 
     def _send_cancel(self, message: Message) -> None:
         try:

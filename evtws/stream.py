@@ -26,6 +26,8 @@ class ReplyStream(Iterator[Message]):
     queue and sends `on_cancel`: a message, or a function that makes one from the request.
     """
 
+    _left = True  # until it is made: a Ctrl-C may come before that
+
     def __init__(
         self,
         engine: Engine,

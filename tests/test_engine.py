@@ -166,7 +166,7 @@ def test_close_where_messages_are_read_does_not_wait() -> None:
         connection.submit("x")
         assert until(lambda: took)
         assert took[0] < 500 * MS
-        assert until(lambda: connection.state) is State.CLOSED
+        assert until(lambda: connection.state is State.CLOSED)
         connection.close()
 
 
@@ -265,7 +265,7 @@ def test_a_crash_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
         monkeypatch.setattr(engine_module.Engine, "_tick", step)
         connection.submit("y", 0)
         assert isinstance(future.exception(SOON), ConnectionLost)
-        assert until(lambda: connection.state) is State.CLOSED
+        assert until(lambda: connection.state is State.CLOSED)
         assert until(lambda: [record.levelno for record in caplog.records].count(logging.ERROR) == 1)
         assert "ZeroDivisionError: a defect" in caplog.text
         assert until(lambda: "evtws-io" not in [thread.name for thread in threading.enumerate()])
