@@ -375,7 +375,7 @@ def test_a_crash_ends_every_call(waits: str, monkeypatch: pytest.MonkeyPatch, ca
         go_on.set()
         thread.join(SOON)
         assert until(lambda: told)
-        assert until(lambda: connection.state) is State.CLOSED
+        assert until(lambda: connection.state is State.CLOSED)
         assert "I/O thread failed" in str(ear.one_error())
         assert connection.stats().uptime is None
         connection.close()

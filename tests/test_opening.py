@@ -219,7 +219,7 @@ def test_close_between_the_upgrade_and_open(monkeypatch: pytest.MonkeyPatch) -> 
     with Server() as server:
         with pytest.raises(NotConnected):
             connection.dial(server.url)
-        assert until(lambda: connection.state) is State.CLOSED
+        assert until(lambda: connection.state is State.CLOSED)
         assert until(lambda: server.dials and not server.connections)
     assert (ear.connected, ear.disconnected, ear.errors) == (0, [], [])
 
