@@ -27,7 +27,11 @@ class Door(Turn, Generic[T]):
     def release(self) -> None:
         """Let go, if the caller has it; then see to what was left meanwhile, unless somebody else does."""
         super().release()
-        # Looked at after letting go: who came before that found the lock taken, who comes after it finds it free.
+        self.look()
+
+    def look(self) -> None:
+        """Let in what was left, unless somebody else does; to be called after letting go."""
+        # Who came before that found the lock taken, who comes after it finds it free.
         while self.left:
             try:
                 if not self.acquire(blocking=False):

@@ -137,20 +137,20 @@ class Transport:
         Raises ConnectionLost if neither is possible.
         """
         door = self._lock
+        if not door.acquire(blocking=False):
+            if self.backlog + len(data) < self._write_buffer // 2:
+                return self._leave_at_door(data, calls)
+            door.acquire()
         try:
-            if not door.acquire(blocking=False):
-                if self.backlog + len(data) < self._write_buffer // 2:
-                    return self._leave_at_door(data, calls)
-                door.acquire()
             return self._send(data, calls)
         except ConnectionLost:
             raise
         except BaseException:
-            if door.owned():
-                self._interrupted()
+            self._interrupted()
             raise
         finally:
-            door.release()
+            door.unlock()
+            door.look()
 
     def _leave_at_door(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Somebody else is writing: this goes out with his, or right after."""

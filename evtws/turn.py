@@ -16,6 +16,8 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # for its owner, not to be taken again
         self.acquire = self._lock.acquire
+        #: Let go of what the caller has; no Ctrl-C can come before it has been done, as it can in `release`.
+        self.unlock = self._lock.release
         #: Whether the caller's thread has it.
         self.owned = self._lock._is_owned  # type: ignore[attr-defined]
 

@@ -153,6 +153,8 @@ class NoLock:
     def release(self) -> None:
         """Nothing."""
 
+    unlock = look = release
+
     def owned(self) -> bool:
         """True, which is a lie."""
         return True
