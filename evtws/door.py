@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
-
-from .turn import Turn
+from typing import Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Door(Turn, Generic[T]):
+class Door(Generic[T]):
     """A lock, and what was left at it.
 
     A thread that writes waits for the interpreter when its system call is done, and would keep others waiting until
@@ -20,28 +21,29 @@ class Door(Turn, Generic[T]):
     """
 
     def __init__(self, let_in: Callable[[], object]) -> None:
-        super().__init__()
+        # Taken by nothing but `with`: only its steps cannot be parted by a Ctrl-C, which would leave it taken.
+        self._lock = threading.Lock()
+        #: Whether somebody is inside.
+        self.is_taken = self._lock.locked
         self._let_in = let_in
         self.left: deque[T] = deque()
 
-    def release(self) -> None:
-        """Let go, if the caller has it; then see to what was left meanwhile, unless somebody else does."""
-        super().release()
-        self.look()
-
-    def look(self) -> None:
-        """Let in what was left, unless somebody else does; to be called after letting go."""
-        # Who came before that found the lock taken, who comes after it finds it free.
-        while self.left:
-            try:
-                if not self.acquire(blocking=False):
-                    return
-                self._let_in()
-            finally:
-                super().release()
+    def go_through(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call this function with the lock held; then see to what was left meanwhile."""
+        try:
+            with self._lock:
+                return function(*args, **kwargs)
+        finally:
+            self.look()
 
     def leave(self, brought: T) -> None:
         """Leave something at the door; it is let in by whoever holds the lock, or here if nobody does any more."""
         self.left.append(brought)
-        if not self.owned():
-            self.release()
+        self.look()
+
+    def look(self) -> None:
+        """Let in what was left, unless somebody else does."""
+        # Who comes before its holder lets go of the lock finds it taken, and the holder looks after that.
+        while self.left and not self._lock.locked():
+            with self._lock:
+                self._let_in()

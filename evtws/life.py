@@ -25,7 +25,6 @@ from .session import Failed, Session
 from .state import State
 from .task import Task
 from .transport import Transport
-from .turn import Turn
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -55,8 +54,9 @@ class Life:
         self.changed = threading.Condition(self.lock)
         #: Set when nobody has to close it any more.
         self.ended = threading.Event()
-        #: Held by whoever reads and routes: the I/O thread, or a caller that awaits its reply.
-        self.reading = Turn()
+        #: Held by whoever reads and routes: the I/O thread, or a caller that awaits its reply. Nobody takes it twice;
+        #: it knows its owner, so that a caller whom a Ctrl-C interrupts can let go of it whether he had it or not.
+        self.reading = threading.RLock()
         self.session = _make_session(options, self.correlation, refreshable)
         self.transport: Transport | None = None
         self.upgraded: Upgraded | None = None
@@ -96,6 +96,12 @@ class Life:
             if self.transport is transport and self.fault is None:
                 self.fault = error
         self.poller.wake()
+
+    def after_interrupt(self, transport: Transport) -> None:
+        """Put right what a Ctrl-C may have left behind while something was sent; by the thread it interrupted."""
+        transport.flush()
+        if transport.error is not None:
+            self.lose(transport, transport.error)
 
     # -- writing
 

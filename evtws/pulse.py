@@ -124,13 +124,16 @@ class Pulse:
                 raise NotConnected("the connection was lost")
             # Noted first: the pong may be here before the sending has returned.
             life.session.keepalive.sent(named, time.monotonic(), waiter, scheduled=waiter is None)
-            try:
-                if named is None:
-                    transport.send(data)
-                else:
-                    transport.send_control(Opcode.PING, data)
-            except ConnectionLost:
-                pass  # whoever reads finds out why
+        try:
+            if named is None:
+                transport.send(data)
+            else:
+                transport.send_control(Opcode.PING, data)
+        except ConnectionLost:
+            pass  # whoever reads finds out why
+        except BaseException:
+            life.after_interrupt(transport)
+            raise
 
     def pong(self, payload: bytes) -> None:
         """A pong frame came."""

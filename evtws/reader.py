@@ -84,7 +84,8 @@ class Reader:
         if self._lingering and now - self._left_at >= LINGER:
             self._lingering = False
             # Looked at after that was said: who stops reading now gives the interest back, or says so again.
-            if not self._life.reading.locked():
+            if self._life.reading.acquire(blocking=False):
+                self._life.reading.release()
                 self._life.poller.want_read(True)
         return now + LINGER if self._lingering else None
 
@@ -143,6 +144,10 @@ class Reader:
                 return True
             self._stop_lingering()
             return waiter.wait_until(deadline)
+        except BaseException:
+            life.poller.want_read(True)  # a Ctrl-C, between whatever two steps of handing it back
+            life.poller.wake()
+            raise
         finally:
             self._waiting.discard(waiter)
 
@@ -192,6 +197,7 @@ class Reader:
         soon = False
         transport: Transport | None = None
         try:
+            # Inside the `try`: after it any step may be interrupted.
             if not life.reading.acquire(blocking=False):
                 return
             soon = time.monotonic() - self._left_at < LINGER
@@ -200,9 +206,12 @@ class Reader:
                 life.poller.want_read(False)
                 self._read_until(transport, waiter, deadline)
         finally:
-            if life.reading.owned():
+            try:
+                life.reading.release()  # first, by a step that cannot be interrupted before it is done
+            except RuntimeError:
+                pass  # another has it
+            else:
                 self._left_at = time.monotonic()
-                life.reading.release()
                 self._hand_back(soon)
         if transport is not None and (transport.has_more or life.session.draining):
             life.poller.wake()  # no selector tells of these bytes
@@ -247,13 +256,15 @@ class Reader:
                 if transport.bytes_received == before and not transport.has_more:
                     break
         finally:
-            self._life.reading.release()
+            try:
+                self._life.reading.release()
+            except RuntimeError:
+                pass  # another has it
 
     # -- whoever it is
 
     def _read(self, transport: Transport) -> None:
         """Read and route a bounded amount; requires `life.reading`."""
-        assert self._life.reading.owned()
         try:
             items = transport.receive()
             if items:

@@ -1,18 +1,20 @@
 """Transport: one live websocket, from its upgrade to its end: the socket, its one lock, its write queue.
 
 Two threads that read and write one SSLSocket corrupt the TLS stream (cpython#77271, open since 2018). So the socket
-is non-blocking, every `send` on it, and with TLS every `recv`, happens under `_lock`, and waiting happens elsewhere:
+is non-blocking, every `send` on it, and with TLS every `recv`, happens behind `_door`, and waiting happens elsewhere:
 nothing ever blocks inside the lock. Whoever sends writes at once while nothing is queued; what the operating system
 does not take is queued, and the I/O thread flushes it.
 """
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 import struct
 import time
 from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 from .door import Door
 from .errors import ConnectionLost
@@ -29,6 +31,19 @@ WRITE_SIZE = 65536
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _RESET = struct.pack("ii", 1, 0)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _behind_door(method: Callable[Concatenate[Transport, P], R]) -> Callable[Concatenate[Transport, P], R]:
+    """The same method, which holds the transport's lock."""
+
+    @functools.wraps(method)
+    def call(self: Transport, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._door.go_through(method, self, *args, **kwargs)
+
+    return call
 
 
 class Transport:
@@ -49,7 +64,7 @@ class Transport:
         want_write: Callable[[bool], None],
     ) -> None:
         # Guards the socket, the write queue and the counters: held for a system call, never for a wait.
-        self._lock: Door[tuple[Ticket, Sequence[Call]]] = Door(self._let_in)
+        self._door: Door[tuple[Ticket, Sequence[Call]]] = Door(self._let_in)
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._decoder = Decoder(expect_masked=False, max_size=max_size)
@@ -95,9 +110,8 @@ class Transport:
 
     def _buffered_in_tls(self) -> int:
         assert self._tls is not None
-        with self._lock:
-            # After a partial read OpenSSL can hold thousands of bytes while the selector says idle.
-            return 0 if self._closed else self._tls.pending()
+        # After a partial read OpenSSL can hold thousands of bytes while the selector says idle.
+        return self._door.go_through(self._tls.pending)
 
     def receive(self) -> list[Received]:
         """What has come: a bounded amount of it; [] if there is nothing.
@@ -117,8 +131,7 @@ class Transport:
             if self._tls is None:
                 data = self._sock.recv(READ_SIZE)  # the kernel's own lock is enough
             else:
-                with self._lock:
-                    data = self._sock.recv(READ_SIZE)
+                data = self._door.go_through(self._sock.recv, READ_SIZE)
         except _WOULD_BLOCK:
             return None
         except OSError as exc:
@@ -136,48 +149,49 @@ class Transport:
 
         Raises ConnectionLost if neither is possible.
         """
-        door = self._lock
-        if not door.acquire(blocking=False):
-            if self.backlog + len(data) < self._write_buffer // 2:
-                return self._leave_at_door(data, calls)
-            door.acquire()
-        try:
-            return self._send(data, calls)
-        except ConnectionLost:
-            raise
-        except BaseException:
-            self._interrupted()
-            raise
-        finally:
-            door.unlock()
-            door.look()
+        if self._door.is_taken() and self.backlog + len(data) < self._write_buffer // 2:
+            return self._leave_at_door(data, calls)
+        return self._send(data, calls)
 
     def _leave_at_door(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Somebody else is writing: this goes out with his, or right after."""
         ticket = Ticket(data)
-        self._lock.leave((ticket, calls))
+        self._door.leave((ticket, calls))
         if ticket.error is not None:
             raise ticket.error
         return ticket
 
     def _let_in(self) -> None:
         """Queue what was left at the door, and write it; requires the lock."""
-        left = self._lock.left
-        while left:
-            ticket, calls = left.popleft()
-            if self._sealed or self.error is not None:
-                ticket.error = ConnectionLost("the connection is closing")
-            else:
-                self._queue.add(ticket)
-                self._accept(calls, ticket)
-        if self.error is None:
+        left = self._door.left
+        try:
+            while left:
+                ticket, calls = left.popleft()
+                if self._sealed or self.error is not None:
+                    ticket.error = ConnectionLost("the connection is closing")
+                else:
+                    self._queue.add(ticket)
+                    self._accept(calls, ticket)
             self._flush()
+        except BaseException:
+            self._interrupted()
+            raise
 
+    @_behind_door
     def _send(self, data: bytes, calls: Sequence[Call]) -> Ticket:
+        try:
+            if self._door.left:
+                self._let_in()  # it came before, maybe from this very thread
+            self._check_writable()
+            return self._write_or_queue(data, calls)
+        except ConnectionLost:
+            raise
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _write_or_queue(self, data: bytes, calls: Sequence[Call]) -> Ticket:
         """Requires the lock."""
-        if self._lock.left:
-            self._let_in()  # it came before, maybe from this very thread
-        self._check_writable()
         queue = self._queue
         ticket = WRITTEN
         if queue:
@@ -209,14 +223,14 @@ class Transport:
         self._queue.wait_if_full(ticket)
         self._want_write(True)
 
+    @_behind_door
     def seal(self, *, drop_queue: bool = False) -> None:
         """Accept no more messages, and end the wait of those who wait for room; control frames may follow.
 
         What was accepted is still written; with `drop_queue` only what is begun. From here on no message is written
         of which its ticket says "no".
         """
-        with self._lock:
-            self._seal(drop_queue)
+        self._seal(drop_queue)
 
     def _seal(self, drop_queue: bool) -> None:
         """Requires the lock."""
@@ -228,44 +242,40 @@ class Transport:
         else:
             self._queue.keep_messages()
 
+    @_behind_door
     def send_control(self, opcode: Opcode, payload: bytes) -> None:
         """Write a ping or a pong before all that is queued, but never inside a frame.
 
         Does nothing when writing is impossible: whoever reads finds out why. Of many pongs that the peer does not
         read, the newest are kept (RFC 6455 section 5.5.3 asks for the newest only).
         """
-        with self._lock:
-            if self.error is not None or self._close_queued:
-                return
+        if self.error is None and not self._close_queued:
             self._queue.add_control(Ticket(encode(opcode, payload, masked=True)))
             self._flush()
 
+    @_behind_door
     def send_close(self, code: int | None, reason: str = "") -> None:
         """Seal, and write a close frame behind all that is queued; nothing can be sent after it."""
-        with self._lock:
-            if self.error is not None or self._close_queued:
-                return
+        if self.error is None and not self._close_queued:
             self._seal(drop_queue=False)
             self._close_queued = True
             self._queue.add(Ticket(encode_close(code, reason, masked=True)))
             self._flush()
 
+    @_behind_door
     def flush(self) -> None:
         """Write what is queued, as much as the operating system takes, within a bound."""
-        with self._lock:
-            if self.error is None:
-                self._flush()
+        self._flush()
 
     def _check_writable(self) -> None:
         """Requires the lock."""
-        assert self._lock.owned()
         if self.error is not None:
             raise ConnectionLost(str(self.error)) from self.error
         if self._sealed:
             raise ConnectionLost("the connection is closing")
 
     def _flush(self) -> None:
-        """Requires the lock."""
+        """Requires the lock; does nothing once writing is impossible."""
         budget = FLUSH_SIZE
         try:
             while budget > 0 and self.error is None and self._queue:
@@ -277,7 +287,8 @@ class Transport:
         except BaseException:
             self._interrupted()
             raise
-        self._want_write(self.wants_write)
+        if self.error is None:
+            self._want_write(self.wants_write)
 
     def _interrupted(self) -> None:
         """A Ctrl-C while writing: nobody knows how many bytes were taken, so this stream is never resumed."""
@@ -316,10 +327,10 @@ class Transport:
             raise ticket.error
         return in_time
 
+    @_behind_door
     def withdraw(self, ticket: Ticket) -> bool:
         """Take back a message of which not a byte was written; False if it is too late for that, or has room now."""
-        with self._lock:
-            return self.error is None and self._queue.withdraw(ticket)
+        return self.error is None and self._queue.withdraw(ticket)
 
     def _fail(self, error: ConnectionLost) -> None:
         """Writing is impossible from now on; requires the lock."""
@@ -329,36 +340,36 @@ class Transport:
 
     # -- the end
 
+    @_behind_door
     def fail(self, error: ConnectionLost) -> None:
         """Give the connection up: nothing more is written, and whoever waits is told."""
-        with self._lock:
-            self._fail(error)
+        self._fail(error)
 
+    @_behind_door
     def abort(self) -> None:
         """Make the socket useless at once; from any thread. What is queued is lost, and the peer may see a reset."""
-        self.fail(ConnectionLost("the connection was aborted"))
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                # Never SSLSocket.shutdown(): it drops TLS first, and plaintext was seen on the wire.
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-            except OSError:
-                pass  # the peer was first
+        self._fail(ConnectionLost("the connection was aborted"))
+        if self._closed:
+            return
+        try:
+            # Never SSLSocket.shutdown(): it drops TLS first, and plaintext was seen on the wire.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was first
 
+    @_behind_door
     def close(self, *, reset: bool = False) -> None:
         """Give the descriptor back; only once nobody watches it. `reset` discards what is queued in the kernel."""
-        self.fail(ConnectionLost("the connection was closed"))
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                if reset:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except OSError:
-                pass  # it is reset already
-            self._sock.close()
+        self._fail(ConnectionLost("the connection was closed"))
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if reset:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        except OSError:
+            pass  # it is reset already
+        self._sock.close()
 
     def forget(self) -> None:
         """In a forked child: close this process's copy of the descriptor; takes no lock, it may be held for ever."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,7 +23,7 @@ class Hall:
         self.threads: set[int] = set()
 
     def _let_in(self) -> None:
-        assert self.door.locked()
+        assert self.door.is_taken()
         self.threads.add(threading.get_ident())
         self.inside.append(self.door.left.popleft())
 
@@ -30,29 +33,48 @@ def test_nobody_holds_it() -> None:
     hall = Hall()
     hall.door.leave(1)
     assert (hall.inside, hall.threads) == ([1], {threading.get_ident()})
-    assert not hall.door.locked()
+    assert not hall.door.is_taken()
 
 
 def test_somebody_holds_it() -> None:
     """What is left at a taken door is let in by who lets go of it, all of it, in its order."""
     hall = Hall()
-    with hall.door:
+
+    def stay() -> None:
         others = [threading.Thread(target=hall.door.leave, args=(number,)) for number in range(3)]
         for other in others:
             other.start()
             other.join(SOON)
             assert not other.is_alive()
         assert hall.inside == []
+
+    hall.door.go_through(stay)
     assert (hall.inside, hall.threads) == ([0, 1, 2], {threading.get_ident()})
-    assert not hall.door.locked()
+    assert not hall.door.is_taken()
 
 
-def test_nothing_was_left() -> None:
-    """Letting go of a door at which nothing was left lets nothing in."""
+def test_going_through() -> None:
+    """What goes through holds the lock, is given its arguments, and returns its result."""
     hall = Hall()
-    assert hall.door.acquire(blocking=False)
-    hall.door.release()
-    assert (hall.inside, hall.door.locked()) == ([], False)
+    assert hall.door.go_through(lambda *args, **kwargs: (args, kwargs, hall.door.is_taken()), 1, a=2) == (
+        (1,),
+        {"a": 2},
+        True,
+    )
+    assert (hall.inside, hall.door.is_taken()) == ([], False)
+
+
+def test_who_goes_through_raises() -> None:
+    """What was left meanwhile is let in although who went through raised."""
+    hall = Hall()
+
+    def stumble() -> None:
+        hall.door.leave(1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        hall.door.go_through(stumble)
+    assert (hall.inside, hall.door.is_taken()) == ([1], False)
 
 
 def test_somebody_comes_while_others_are_let_in() -> None:
@@ -80,13 +102,14 @@ def test_somebody_takes_it_right_after_it_was_let_go() -> None:
         has_it, may_go = threading.Event(), threading.Event()
 
         def run(self) -> None:
-            with door:
-                self.has_it.set()
-                self.may_go.wait(SOON)
+            door.go_through(self.stay)
 
-    with door:
-        taker = Taken()
-        taker.start()
+        def stay(self) -> None:
+            self.has_it.set()
+            self.may_go.wait(SOON)
+
+    taker = Taken()
+    door.go_through(taker.start)
     assert taker.has_it.wait(SOON)
     door.leave(1)
     other = threading.Thread(target=door.leave, args=(2,))
@@ -107,7 +130,7 @@ def test_letting_in_raises() -> None:
     door: Door[int] = Door(let_in)
     with pytest.raises(KeyboardInterrupt):
         door.leave(1)
-    assert not door.locked()
+    assert not door.is_taken()
 
 
 def test_many_threads() -> None:
@@ -127,4 +150,40 @@ def test_many_threads() -> None:
     for first in range(0, 8000, 1000):
         mine = [number for number in hall.inside if first <= number < first + 1000]
         assert mine == sorted(mine)
+    assert not hall.door.left
+
+
+class Interrupt(BaseException):
+    """What the alarm raises, as Ctrl-C raises KeyboardInterrupt: between any two steps of the main thread."""
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[float], object]]:
+    """What sets the alarm, to ring in so many seconds."""
+
+    def ring(_signal: int, _frame: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no such alarm")
+def test_interrupted_anywhere() -> None:
+    """An interrupt leaves the door free, whichever step of the thread it comes before."""
+    hall = Hall()
+    with interrupts() as ring_in:
+        for number in range(2000):
+            try:
+                ring_in(0.00002 + number % 50 * 0.000002)
+                while True:
+                    hall.door.go_through(hall.door.leave, number)
+            except Interrupt:
+                pass
+            assert not hall.door.is_taken()
+    hall.door.look()
     assert not hall.door.left

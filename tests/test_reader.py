@@ -83,7 +83,11 @@ def in_a_thread(function: Callable[[], object], name: str | None = None) -> list
 
 def reading(connection: Connection) -> bool:
     """Whether somebody does the reading and waits."""
-    return bool(engine_of(connection).life.reading.locked())
+    lock = engine_of(connection).life.reading
+    if not lock.acquire(blocking=False):
+        return True
+    lock.release()
+    return False
 
 
 # -- who reads

@@ -273,12 +273,12 @@ def test_messages_keep_their_order_and_frames_never_mix(either: Make) -> None:
 
 
 @contextmanager
-def taken(lock: Any) -> Iterator[None]:
+def taken(transport: Transport) -> Iterator[None]:
     """Another thread has the lock, and lets nothing in when it lets go."""
     has_it, may_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock._lock:
+        with transport._door._lock:
             has_it.set()
             may_go.wait(SOON)
 
@@ -295,15 +295,14 @@ def taken(lock: Any) -> Iterator[None]:
 def test_what_was_left_at_the_door_goes_first(plain: Make) -> None:
     """A message that found the lock taken goes out before the next of the same thread, which finds it free."""
     ends = plain()
-    lock = ends.transport._lock
-    with taken(lock):
+    with taken(ends.transport):
         ticket = ends.transport.send(frame("1"))
         assert truth(ticket) == "no"
     assert ends.transport.send(frame("2")).written == "yes"
     assert truth(ticket) == "yes"
     assert ends.read_all() == ["1", "2"]
     assert ends.transport.messages_sent == 0
-    with taken(lock):
+    with taken(ends.transport):
         ends.transport.send(frame("3"))
     ends.transport.send_close(1000)
     assert ends.read_all()[2:] == ["3", Close(1000, "")]
@@ -312,11 +311,10 @@ def test_what_was_left_at_the_door_goes_first(plain: Make) -> None:
 def test_what_was_left_at_the_door_is_refused_after_the_end(plain: Make) -> None:
     """A message that found the lock taken has an error once it turns out that nothing more can be written."""
     ends = plain()
-    with taken(ends.transport._lock):
+    with taken(ends.transport):
         ticket = ends.transport.send(frame("x"))
         ends.transport.error = ConnectionLost("gone")
-    with ends.transport._lock:
-        pass
+    ends.transport.flush()
     assert ticket.error is not None
     assert truth(ticket) == "no"
 
@@ -326,9 +324,8 @@ def test_what_is_left_at_the_door_of_a_sealed_transport_is_refused(plain: Make) 
     ends = plain()
     call: Any = SimpleNamespace(ticket="of the next connection")
     ends.transport.seal()
-    lock: Any = ends.transport._lock
-    acquire, taken_once = lock.acquire, iter([True])
-    lock.acquire = lambda blocking=True: not next(taken_once, False) and acquire(blocking)  # taken for a moment only
+    door: Any = ends.transport._door
+    door.is_taken = lambda: True  # for a moment only: it is free again when the message is left there
     with pytest.raises(ConnectionLost, match="closing"):
         ends.transport.send(frame("x"), [call])
     assert call.ticket == "of the next connection"
@@ -337,10 +334,9 @@ def test_what_is_left_at_the_door_of_a_sealed_transport_is_refused(plain: Make) 
 def test_a_message_past_half_the_buffer_waits_for_the_lock(plain: Make) -> None:
     """What would fill the write buffer is not left at the door: its sender queues for the lock."""
     ends = plain(write_buffer=100)
-    lock = ends.transport._lock._lock
     tickets: list[Ticket] = []
     thread = threading.Thread(target=lambda: tickets.append(ends.transport.send(frame("x" * 60))))
-    with lock:
+    with ends.transport._door._lock:
         thread.start()
         thread.join(20 * MS)
         assert thread.is_alive()
@@ -903,7 +899,7 @@ def test_a_socket_that_refuses_the_reset_is_closed_all_the_same(plain: Make) -> 
 def test_a_forked_child_closes_its_copy_without_the_lock(plain: Make) -> None:
     """forget closes the descriptor although the lock is held for ever, and says nothing to the peer."""
     ends = plain()
-    with ends.transport._lock:
+    with ends.transport._door._lock:
         ends.transport.forget()
     assert ends.transport.fileno() == -1
 
