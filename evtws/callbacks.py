@@ -38,8 +38,11 @@ class CallbackQueue:
         #: False once the interpreter exits: it starts no thread then (Python 3.12), and whatever waits for one is lost.
         self.may_start = True
         self._tasks: deque[Task] = deque()
-        # Guards `thread`, `_asleep` and `_stopping`, and wakes the thread when one of them says so.
-        self._changed = threading.Condition()
+        # Guards `thread`, `_asleep` and `_stopping`. Taken itself, not by its condition, whose `with` is written in
+        # Python: a Ctrl-C in there would leave it taken.
+        self._lock = threading.Lock()
+        #: Wakes the thread when there is something to do, or nothing any more.
+        self._changed = threading.Condition(self._lock)
         self._after = after
         #: The thread that runs tasks, or ran the last ones; None before the first.
         self.thread = after
@@ -82,7 +85,7 @@ class CallbackQueue:
         """Queue tasks; from any thread."""
         self._tasks.extend(tasks)
         if self._asleep and self._tasks:
-            with self._changed:
+            with self._lock:
                 if self._waiting:
                     self._changed.notify()
                 elif self.may_start and self._asleep:
@@ -103,7 +106,7 @@ class CallbackQueue:
 
     def stop(self) -> None:
         """Let the thread end when the queue is empty."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify()
 
@@ -145,7 +148,7 @@ class CallbackQueue:
 
     def _sleep(self) -> bool:
         """Wait for a task; False when there will be none."""
-        with self._changed:
+        with self._lock:
             self._asleep = True
             if self.on_idle is not None:
                 self.on_idle()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from .errors import EvtwsError, RequestCancelled, SlowConsumer
@@ -66,7 +66,8 @@ class Waiting(Call):
 
     def answer(self, reply: Message) -> Sequence[Task]:
         self.reply = reply
-        self._end()
+        if not self.has_ended:  # else a Ctrl-C came right after it
+            self._end()
         return ()
 
     def fail(self, error: EvtwsError) -> Sequence[Task]:
@@ -119,6 +120,7 @@ class Reply(Future["Message"]):
     _waiters: list[Any]
     _done_callbacks: Sequence[Any] = ()  # stays empty: they are `_tasks`
     _tasks: list[Task] | None = None
+    _told: tuple[SimpleQueue[None], ...] = ()  # of threads that wait
     _ended = False
     #: What ends the wait of a thread that does the reading, None while it does not wait.
     wake: Callable[[], object] | None = None
@@ -164,9 +166,17 @@ class Reply(Future["Message"]):
 
     def wait_until(self, deadline: float | None) -> bool:
         """Block until the call has ended or the deadline (monotonic) has come; whether it has ended."""
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        with self._condition:
-            return self._condition.wait_for(lambda: self.has_ended, timeout)
+        # Not by the condition: a Ctrl-C could leave it taken, and with it whoever ends this for ever.
+        told: SimpleQueue[None] = SimpleQueue()
+        with self._guard:
+            if self._ended:
+                return True
+            self._told = (*self._told, told)
+        try:
+            told.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Empty:
+            return self.has_ended
+        return True
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -178,7 +188,7 @@ class Reply(Future["Message"]):
 
     def answer(self, reply: Message) -> Sequence[Task]:
         """Finish with a result."""
-        if not self._finish_quietly(reply, None):
+        if not self.has_ended and not self._finish_quietly(reply, None):
             self.set_result(reply)
         return self._take_tasks()
 
@@ -205,7 +215,10 @@ class Reply(Future["Message"]):
         with self._guard:
             self._ended = True
             tasks, self._tasks = self._tasks, None
+            waiting, self._told = self._told, ()
             self._remove = bool  # False, as it is gone: the call and its Future keep each other alive no longer
+        for told in waiting:
+            told.put(None)
         if (wake := self.wake) is not None:
             wake()
         return tasks or ()
@@ -277,7 +290,7 @@ class Streaming(Call):
     At most `maxsize` replies wait to be taken; one more ends the stream with SlowConsumer.
     """
 
-    __slots__ = ("_changed", "_error", "_maxsize", "_replies", "ended", "overflowed", "until")
+    __slots__ = ("_error", "_maxsize", "_replies", "ended", "overflowed", "until")
     needs_timer = False
     streaming = True
 
@@ -295,15 +308,14 @@ class Streaming(Call):
         #: The peer goes on sending replies that nobody took in time.
         self.overflowed = False
         self._maxsize = maxsize
-        self._replies: deque[Message] = deque()
+        # None behind the last reply. No Ctrl-C can leave it locked, as it can a Condition.
+        self._replies: SimpleQueue[Message | None] = SimpleQueue()
         self._error: EvtwsError | None = None
-        # Guards what is above; notified when a reply or the end comes.
-        self._changed = threading.Condition()
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another reply."""
-        return len(self._replies) >= self._maxsize
+        return self._replies.qsize() >= self._maxsize
 
     def overflow(self) -> SlowConsumer:
         """What ends a stream that is not taken fast enough."""
@@ -311,30 +323,27 @@ class Streaming(Call):
         return SlowConsumer(f"{self._maxsize} replies of a stream wait to be taken already", 1)
 
     def answer(self, reply: Message) -> Sequence[Task]:
-        with self._changed:
-            self._replies.append(reply)
-            self._changed.notify()
+        self._replies.put(reply)
         return ()
 
     def fail(self, error: EvtwsError) -> Sequence[Task]:
-        with self._changed:
-            self._error = error
+        self._error = error
         self.end()
         return ()
 
     def end(self) -> None:
         """No reply comes any more; those that wait can still be taken."""
-        with self._changed:
-            self.ended = True
-            self._changed.notify()
+        self.ended = True
+        self._replies.put(None)
 
     def take(self, timeout: float | None) -> Message | None:
         """The next reply; None at the end. Raises what ended the stream early, TimeoutError when none comes in time."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._replies or self.ended, timeout):
-                raise TimeoutError
-            if self._replies:
-                return self._replies.popleft()
+        try:
+            reply = self._replies.get(not self.ended, timeout)
+        except Empty:
+            raise TimeoutError from None
+        if reply is None:
+            self._replies.put(None)  # for whoever asks again
             if self._error is not None:
                 raise self._error
-            return None
+        return reply

@@ -83,11 +83,11 @@ class Connection(Options):
         self._wait_first_attempt(engine, retry)
 
     def _wait_first_attempt(self, engine: Engine, retry: bool) -> None:
-        session, changed = engine.life.session, engine.life.changed
+        life, session = engine.life, engine.life.session
         try:
-            with changed:
+            with life.lock:
                 # `openings`: it may have been opened, lost, and be CONNECTING again.
-                changed.wait_for(
+                life.changed.wait_for(
                     lambda: session.state is not State.CONNECTING or session.openings or (retry and session.last_error)
                 )
                 failed = session.state in (State.CLOSED, State.CLOSING) and not session.openings
@@ -107,7 +107,7 @@ class Connection(Options):
         check_timeout(timeout)
         life = self._running().life
         session = life.session
-        with life.changed:
+        with life.lock:
             life.changed.wait_for(lambda: session.state is not State.CONNECTING, timeout)
             state, error = session.state, session.last_error
         if state in (State.CLOSING, State.CLOSED):

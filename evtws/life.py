@@ -97,11 +97,17 @@ class Life:
                 self.fault = error
         self.poller.wake()
 
-    def after_interrupt(self, transport: Transport) -> None:
-        """Put right what a Ctrl-C may have left behind while something was sent; by the thread it interrupted."""
-        transport.flush()
-        if transport.error is not None:
-            self.lose(transport, transport.error)
+    def after_interrupt(self) -> None:
+        """Put right what a Ctrl-C may have left half done; by the thread that it interrupted."""
+        with self.lock:
+            self.session.mend()
+            transport = self.transport
+        self.callbacks.extend(())
+        self.poller.resume_reading()
+        if transport is not None:
+            transport.flush()
+            if transport.error is not None:
+                self.lose(transport, transport.error)
 
     # -- writing
 

@@ -58,6 +58,11 @@ class Outbox:
         self._bytes -= len(call.message.body)
         return True
 
+    def mend(self) -> None:
+        """Put right what an interrupted method has left half done."""
+        self._calls = OrderedDict((id(call), call) for call in self._calls.values() if call.ended_at is None)
+        self._bytes = sum(len(call.message.body) for call in self._calls.values())
+
     def take_all(self) -> list[Call]:
         """Take out everything, oldest first."""
         calls = list(self._calls.values())

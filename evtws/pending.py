@@ -150,7 +150,7 @@ class PendingQueue:
     def oldest(self, key: Hashable) -> Call | None:
         """The oldest pending call with that key that was written, left in its place; None if there is none."""
         for call in self._by_key.get(key, ()):
-            if call.sent_at is not None:
+            if call.sent_at is not None and call.ended_at is None:
                 return call
         return None
 
@@ -241,6 +241,15 @@ class PendingQueue:
         """Let go of the tombstones at the head of the line whose time has passed."""
         while (until := self.unblocks_at) is not None and until <= now:
             self._line.popleft()
+
+    def mend(self) -> None:
+        """Put right what an interrupted method has left half done: what is pending is what has not ended."""
+        calls = [call for call in self._calls.values() if call.ended_at is None]
+        self._calls = OrderedDict((id(call.message), call) for call in calls)
+        self._by_key = {}
+        if self._keyed:
+            for call in calls:
+                self._by_key.setdefault(call.key, deque()).append(call)
 
     # -- the connection is lost
 

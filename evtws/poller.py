@@ -101,6 +101,13 @@ class Poller:
                 self._read = wanted
                 self._update()
 
+    def resume_reading(self) -> None:
+        """Watch for bytes to read, whatever `want_read` was doing when it was interrupted."""
+        with self._lock:
+            self._read = True
+            self._update()
+        self.wake()
+
     def want_write(self, wanted: bool) -> None:
         """Watch for room to write, or not; from any thread."""
         with self._lock:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from .errors import ConnectionLost, EvtwsError, NotConnected, ReplyTimeout, SlowUserCode, UserCodeError
@@ -19,27 +19,26 @@ class PingWait:
     """A thread that waits in `ping()`."""
 
     def __init__(self) -> None:
-        self._done = threading.Event()
-        self._rtt = 0.0
-        self._error: EvtwsError | None = None
+        # No Ctrl-C can leave it locked, as it can an Event.
+        self._outcome: SimpleQueue[float | EvtwsError] = SimpleQueue()
 
     def answer(self, rtt: float) -> None:
         """The pong came after `rtt` seconds."""
-        self._rtt = rtt
-        self._done.set()
+        self._outcome.put(rtt)
 
     def fail(self, error: EvtwsError) -> None:
         """No pong will come."""
-        self._error = error
-        self._done.set()
+        self._outcome.put(error)
 
     def wait(self, timeout: float | None) -> float | None:
         """The round-trip time; None if the pong does not come in time. Raises what ended the wait."""
-        if not self._done.wait(timeout):
+        try:
+            outcome = self._outcome.get(timeout=timeout)
+        except Empty:
             return None
-        if self._error is not None:
-            raise self._error
-        return self._rtt
+        if isinstance(outcome, EvtwsError):
+            raise outcome
+        return outcome
 
 
 class Pulse:
@@ -76,9 +75,14 @@ class Pulse:
         if life.session.state is not State.OPEN:
             raise NotConnected(f"the connection is {life.session.state.name}")
         waiter = PingWait()
-        self._send(*self._encoded(self._unique() if self._is_free() else self._compose()), waiter)
         try:
+            self._send(*self._encoded(self._unique() if self._is_free() else self._compose()), waiter)
             rtt = waiter.wait(timeout)
+        except Exception:
+            raise
+        except BaseException:
+            life.after_interrupt()
+            raise
         finally:
             with life.lock:
                 life.session.keepalive.forget(waiter)
@@ -131,9 +135,6 @@ class Pulse:
                 transport.send_control(Opcode.PING, data)
         except ConnectionLost:
             pass  # whoever reads finds out why
-        except BaseException:
-            life.after_interrupt(transport)
-            raise
 
     def pong(self, payload: bytes) -> None:
         """A pong frame came."""

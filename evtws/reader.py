@@ -145,8 +145,7 @@ class Reader:
             self._stop_lingering()
             return waiter.wait_until(deadline)
         except BaseException:
-            life.poller.want_read(True)  # a Ctrl-C, between whatever two steps of handing it back
-            life.poller.wake()
+            life.after_interrupt()
             raise
         finally:
             self._waiting.discard(waiter)

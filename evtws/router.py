@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from .tombstones import Verdict, judge
 SLOW = 0.05
 
 _Keyed = tuple[Message, Hashable | None]
+_Found = tuple[Message, Call | Verdict]
 
 
 class Router:
@@ -45,21 +47,28 @@ class Router:
         self.dropped = 0
         self.verdicts = dict.fromkeys(Verdict, 0)
         self._episode = False
+        # Whom the messages of the present batch are for, as far as they are not delivered yet. Kept here, so that a
+        # Ctrl-C in between loses none of them.
+        self._found: deque[_Found] = deque()
 
     def route(self, bodies: Sequence[str | bytes]) -> None:
         """Deliver whole messages, in their order."""
         self._life.routing_thread = threading.get_ident()
         self.received += len(bodies)
+        tasks: list[Task] = []
         try:
-            tasks: list[Task] = []
             messages = self._prepared(bodies, tasks)
             if self._by_key_alone:
                 self._match_keys(messages, tasks)
             else:
                 self._match_each(messages, tasks)
+        except BaseException:
+            self._deliver_rest(tasks)
             self._queue(tasks)
+            raise
         finally:
             self._life.routing_thread = None
+        self._queue(tasks)
 
     # -- what a message means
 
@@ -116,31 +125,27 @@ class Router:
     def _match_keys(self, messages: list[_Keyed], tasks: list[Task]) -> None:
         at = 0
         while at < len(messages):
-            claimed, at, stream = self._claim_keyed(messages, at)
-            for message, found in claimed:
-                self._deliver(message, found, tasks)
+            at, stream = self._claim_keyed(messages, at)
+            self._deliver_found(tasks)
             if stream is not None:
                 self._deliver_item(messages[at - 1][0], stream, tasks)
 
-    def _claim_keyed(
-        self, messages: list[_Keyed], at: int
-    ) -> tuple[list[tuple[Message, Call | Verdict]], int, Streaming | None]:
+    def _claim_keyed(self, messages: list[_Keyed], at: int) -> tuple[int, Streaming | None]:
         """Take the calls that are answered, up to a stream's item: what answers next depends on its `until`."""
-        claimed: list[tuple[Message, Call | Verdict]] = []
-        pending, now = self._pending, time.monotonic()
+        note, pending, now = self._found.append, self._pending, time.monotonic()
         with self._lock:
             for message, key in messages[at:] if at else messages:
                 at += 1
                 call = None if key is None else pending.oldest(key)
                 if call is None:
                     verdict = Verdict.UNKNOWN if key is None else pending.tombstones.by_key(key, now)
-                    claimed.append((message, verdict))
+                    note((message, verdict))
                 elif isinstance(call, Streaming):
-                    return claimed, at, call
+                    return at, call
                 else:
+                    note((message, call))
                     pending.claim(call, now)
-                    claimed.append((message, call))
-        return claimed, at, None
+        return at, None
 
     # -- by function or by order: one message after the other
 
@@ -150,7 +155,8 @@ class Router:
             if isinstance(found, Streaming):
                 self._deliver_item(message, found, tasks)
             else:
-                self._deliver(message, found, tasks)
+                self._found.append((message, found))
+                self._deliver_found(tasks)
 
     def _find(self, message: Message, key: Hashable | None, tasks: list[Task]) -> Call | Verdict:
         correlation = self._correlation
@@ -200,6 +206,24 @@ class Router:
                 tasks += self._life.report(SlowUserCode(name_of(function), seconds))
 
     # -- delivery
+
+    def _deliver_found(self, tasks: list[Task]) -> None:
+        found = self._found
+        while found:
+            self._deliver(*found[0], tasks)
+            found.popleft()
+
+    def _deliver_rest(self, tasks: list[Task]) -> None:
+        """Deliver, after a Ctrl-C, what was found before; the first of it may be delivered already."""
+        for message, found in self._found:
+            if isinstance(found, Call):
+                with self._lock:
+                    self._pending.claim(found, time.monotonic())
+            rest: list[Task] = []
+            self._deliver(message, found, rest)
+            if rest != tasks[-len(rest) :]:
+                tasks += rest
+        self._found.clear()
 
     def _deliver(self, message: Message, found: Call | Verdict, tasks: list[Task]) -> None:
         if isinstance(found, Verdict):

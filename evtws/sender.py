@@ -68,8 +68,7 @@ class Sender:
             self._cancel_all(calls, time.monotonic())
         for call in calls:
             self.cancel(call)
-        if transport is not None:
-            self._life.after_interrupt(transport)
+        self._life.after_interrupt()
 
     def _submit_all(self, calls: Sequence[Call], direct: bool) -> int:
         """Have all calls accepted; returns how many are to be written now, the rest waits. Requires the lock."""

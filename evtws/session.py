@@ -233,6 +233,12 @@ class Session:
         self._note_blocked()
         return True
 
+    def mend(self) -> None:
+        """Put right what a Ctrl-C in one of these methods has left half done."""
+        self.pending.mend()
+        self.outbox.mend()
+        self.timers.compact()
+
     def unblocked(self, now: float) -> list[Call]:
         """What an `in_order` line held back, once nothing heads it that has ended; to be written in this order."""
         self.pending.clear_line(now)

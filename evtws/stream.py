@@ -47,6 +47,8 @@ class ReplyStream(Iterator[Message]):
         return self
 
     def __next__(self) -> Message:
+        if self._left:
+            raise StopIteration
         self._engine.reader.check_may_wait()
         try:
             with self._engine.reader.reading_on():

@@ -28,10 +28,11 @@ class Timers:
         assert call.deadline is not None
         heapq.heappush(self._heap, (call.deadline, next(self._order), call))
         if len(self._heap) > self._compact_at:
-            self._compact()
+            self.compact()
         return self._heap[0][2] is call
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
+        """Drop the entries of ended calls."""
         self._heap = [entry for entry in self._heap if entry[2].ended_at is None]
         heapq.heapify(self._heap)
         self._compact_at = max(64, 2 * len(self._heap))

@@ -157,9 +157,10 @@ def test_a_stream_can_be_collected_under_any_lock(connection: Connection, server
 
 
 def test_leaving_without_on_cancel_sends_nothing(server: Server, connection: Connection) -> None:
-    """Without on_cancel the request is taken out of the queue, and the peer is told nothing."""
-    connection.stream(ask(1, endless=True), until=is_last).close()
-    assert connection.pending == ()
+    """Without on_cancel the request is taken out of the queue, and the peer is told nothing; the stream has ended."""
+    stream = connection.stream(ask(1, endless=True), until=is_last)
+    stream.close()
+    assert (connection.pending, list(stream)) == ((), [])
     assert settled(connection, server) == 0
     assert server.received_count == 2
 
