@@ -338,12 +338,22 @@ class Streaming(Call):
 
     def take(self, timeout: float | None) -> Message | None:
         """The next reply; None at the end. Raises what ended the stream early, TimeoutError when none comes in time."""
-        try:
-            reply = self._replies.get(not self.ended, timeout)
-        except Empty:
-            raise TimeoutError from None
-        if reply is None:
-            self._replies.put(None)  # for whoever asks again
-            if self._error is not None:
-                raise self._error
+        reply = self._next(timeout)
+        if reply is None and self._error is not None:
+            raise self._error
         return reply
+
+    def _next(self, timeout: float | None) -> Message | None:
+        while True:
+            try:
+                reply = self._replies.get(not self.ended, timeout)
+            except Empty:
+                if self.ended:
+                    return None  # another thread looks at the end just now
+                raise TimeoutError from None
+            if reply is not None:
+                return reply
+            last = self._replies.empty()  # False if `until` itself removed the request: its reply comes after that
+            self._replies.put(None)  # for whoever asks again
+            if last:
+                return None

@@ -47,7 +47,7 @@ class ReplyStream(Iterator[Message]):
         return self
 
     def __next__(self) -> Message:
-        if self._left:
+        if self._left and not self._call.ended:
             raise StopIteration
         self._engine.reader.check_may_wait()
         try:
