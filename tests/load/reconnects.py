@@ -33,7 +33,8 @@ from tests.timing import MS, SOON
 WARM_UP = 300
 
 #: Bytes by which Python's objects and the process's memory may grow from then on, however many reconnects follow.
-OBJECTS_MAY_GROW, MEMORY_MAY_GROW = 100_000, 8_000_000
+#: Objects: on Python 3.10 it is about 100 KB after 3,000 and after 9,000 alike, on others less.
+OBJECTS_MAY_GROW, MEMORY_MAY_GROW = 200_000, 8_000_000
 
 #: How long a reconnect may take.
 PATIENCE = 100 * MS

@@ -36,6 +36,6 @@ def test_reconnects_leave_nothing_behind() -> None:
 def test_what_has_grown_is_told() -> None:
     """One thread or descriptor more is a leak, as is memory beyond the bound."""
     before = Held(4, 17, 70_000, 30_000_000)
-    assert grown(before, before._replace(objects=100_000, memory=31_000_000)) == []
-    told = grown(before, Held(5, 18, 300_000, 50_000_000))
+    assert grown(before, before._replace(objects=200_000, memory=31_000_000)) == []
+    told = grown(before, Held(5, 18, 400_000, 50_000_000))
     assert [line.split(":")[0] for line in told] == ["threads", "descriptors", "objects", "memory"]
