@@ -86,6 +86,35 @@ def test_a_connection_is_lost_once() -> None:
         assert life.fault is first
 
 
+class Broken:
+    """A transport whose writing was interrupted."""
+
+    def __init__(self, error: ConnectionLost | None) -> None:
+        self.error = error
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+@pytest.mark.parametrize("error", [None, ConnectionLost("a write was interrupted")])
+def test_after_an_interrupt(error: ConnectionLost | None) -> None:
+    """What was left is written, callbacks that nobody was woken for run, and a broken connection is lost."""
+    told: list[int] = []
+    with living() as life:
+        ended = waiting("x")
+        life.session.submit(ended, 0.0)
+        ended.ended_at = 1.0  # and not taken out
+        transport: Any = Broken(error)
+        life.transport = transport
+        life.callbacks._tasks.append(Task(told.append, (1,)))  # and its thread not woken
+        life.after_interrupt()
+        assert until(lambda: told == [1])
+        assert (transport.flushed, life.fault, len(life.session.pending)) == (1, error, 0)
+        life.transport = None
+        life.after_interrupt()  # nothing to write to
+
+
 def test_a_forked_child() -> None:
     """In a forked child nothing of the life may be touched."""
     with living() as life:

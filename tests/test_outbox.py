@@ -114,3 +114,18 @@ def test_removing_what_is_not_there() -> None:
     assert not outbox.remove(make())
     with pytest.raises(OutboxFull):
         outbox.add(make())
+
+
+def test_mend() -> None:
+    """Whatever was interrupted half way: what has ended does not wait, and the bytes are those of what does."""
+    outbox = Outbox(10, 100)
+    first, second = make("1" * 60), make("2" * 30)
+    outbox.add(first)
+    outbox.add(second)
+    first.ended_at = 1.0
+    outbox._bytes = 1
+    outbox.mend()
+    outbox.add(make("3" * 70))
+    with pytest.raises(OutboxFull, match="101 bytes"):
+        outbox.add(make("4"))
+    assert outbox.take_all()[0] is second

@@ -441,3 +441,27 @@ def test_cost_is_linear(
 
     for larger in (size // 10, size):  # the smaller first: what is quadratic fails before it takes minutes
         assert cost(larger) < 40 * max(cost(larger // 10), cost(larger // 10), 0.001)
+
+
+# -- after an interrupt
+
+
+@pytest.mark.parametrize("correlation", [BY_KEY, BY_FUNCTION, IN_ORDER])
+def test_mend(correlation: Correlation) -> None:
+    """Whatever was interrupted half way: what has ended is not pending any more, all else is, in its order."""
+    queue = PendingQueue(correlation)
+    calls = [written(queue, number % 2) for number in range(4)]
+    calls[0].ended_at = 1.0  # and no further
+    queue._by_key.clear()
+    queue.mend()
+    assert list(queue) == calls[1:]
+    if correlation is BY_KEY:
+        assert [queue.oldest(key) for key in (0, 1, 2)] == [calls[2], calls[1], None]
+
+
+def test_a_call_that_has_ended_is_no_candidate() -> None:
+    """A call that has ended takes no reply, though its removal was interrupted."""
+    queue = PendingQueue(BY_KEY)
+    first, second = written(queue, 1), written(queue, 1)
+    first.ended_at = 1.0
+    assert queue.oldest(1) is second

@@ -158,6 +158,18 @@ def test_bytes_are_not_told_while_nobody_wants_to_read(poller: Poller, pair: Pai
     assert poller.wait(SOON)
 
 
+def test_reading_is_resumed_whatever_was_told_before(poller: Poller, pair: Pair) -> None:
+    """Bytes are told after `resume_reading`, though the system was told otherwise than is noted here."""
+    here, there = pair
+    poller.watch(here)
+    poller.want_read(False)
+    poller._read = True  # as an interrupted want_read leaves it
+    poller.resume_reading()
+    poller.wait(0)  # which it wakes
+    there.send(b"x")
+    assert poller.wait(SOON)
+
+
 def test_room_to_write_ends_a_wait_if_it_is_wanted(poller: Poller, pair: Pair) -> None:
     """want_write(True) ends a wait once there is room to write, want_write(False) no longer does."""
     here, there = pair

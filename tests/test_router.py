@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,15 @@ import pytest
 
 import evtws
 from evtws import Connection, Message, ReplyTimeout, RequestCancelled, State, in_order, json_params
-from evtws.calls import Streaming, Waiting
+from evtws.calls import Calling, Streaming, Waiting
 from evtws.errors import EvtwsError, SlowConsumer, SlowUserCode, UserCodeError
 from evtws.life import Life
 from evtws.options import Options
+from evtws.pending import Call
 from evtws.router import Router
 from evtws.task import Task
 from evtws.testing import ClientConnection, Server
+from evtws.tombstones import Verdict
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .timing import MS, SOON
@@ -598,6 +600,70 @@ def test_one_lock_for_a_batch() -> None:
         assert lock.taken == before + 1
         assert all(call.has_ended for call in calls)
         assert life.routing_thread is None
+
+
+class Interrupted(Waiting):
+    """A call whose thread hears a Ctrl-C right before, or right after, it is told of its reply."""
+
+    __slots__ = ("after",)
+    after: bool
+
+    def answer(self, reply: Message) -> Sequence[Task]:
+        if self.reply is None:
+            if self.after:
+                super().answer(reply)
+            self.reply = reply
+            raise KeyboardInterrupt
+        return super().answer(reply)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_ctrl_c_between_two_deliveries(after: bool) -> None:
+    """What was found for a batch is delivered once though a Ctrl-C comes in between, and each callback queued once."""
+    heard: list[object] = []
+    with router(match_key=by_body, on_message=heard.append) as (rooted, life):
+        interrupted = Interrupted(Message("1"), 0.0, None, "fail")
+        interrupted.after = after
+        calls: list[Call] = [
+            Calling(
+                Message("0", callback=lambda *_: None), 0.0, None, "fail", connection=Connection(), report=lambda _: ()
+            ),
+            interrupted,
+            Waiting(Message("2"), 0.0, None, "fail"),
+        ]
+        for call in calls:
+            call.key = call.message.body
+            life.session.submit(call, 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            rooted.route(["0", "1", "2", "pushed"])
+        assert [call.has_ended for call in calls if isinstance(call, Waiting)] == [True, True]
+        queue: Any = life.callbacks
+        assert [task.function for task in queue] == [calls[0].message.callback, heard.append]
+        assert len(life.session.pending) == 0
+        assert life.routing_thread is None
+
+
+def test_a_ctrl_c_right_after_a_delivery() -> None:
+    """A callback that was queued when the Ctrl-C came is not queued again."""
+
+    class Once(Router):
+        """Is interrupted right after the first delivery."""
+
+        interrupted = False
+
+        def _deliver(self, message: Message, found: Call | Verdict, tasks: list[Task]) -> None:
+            super()._deliver(message, found, tasks)
+            if not self.interrupted:
+                self.interrupted = True
+                raise KeyboardInterrupt
+
+    with router(on_message=lambda *_: None) as (plain, life):
+        rooted = Once(life, lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            rooted.route(["1", "2"])
+        queue: Any = life.callbacks
+        assert [task.arguments[0].body for task in queue] == ["1"]  # the other was not looked at
+        plain.route(["3"])
 
 
 class Vanishing(Streaming):
