@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -101,16 +101,87 @@ def resolve(host: str, port: int, attempt: Attempt) -> list[Address]:
 
     Raises ResolveError. A literal address is no question to anybody, and starts no thread.
     """
-    lookup = _Lookup(host, port)
-    if _is_literal(host):
-        lookup.look_up(socket.AI_NUMERICHOST)
-    else:
-        _look_up_aside(lookup, attempt)
-    if lookup.error is not None:
-        raise ResolveError(f"could not resolve {host}: {_reason(lookup.error)}") from lookup.error
-    if not lookup.addresses:
-        raise ResolveError(f"could not resolve {host}: it has no address")
-    return lookup.addresses
+    with Lookup(host, port) as lookup:
+        while not lookup.done:
+            if attempt.until([lookup], [], f"resolving {host}"):
+                lookup.look()
+    return lookup.addresses()
+
+
+class Lookup:
+    """One question to the system's resolver, asked aside; a literal address is answered at once.
+
+    `fileno()` becomes readable when there is an answer, and `look` takes it. `aside` is called by the same thread
+    first: something else that takes a moment; what it raises is raised by `addresses`. Without one, a literal address
+    starts no thread. Raises ResolveError if no thread can be started. Leaving the `with` block gives the descriptor
+    back, whatever the resolver does.
+    """
+
+    def __init__(self, host: str, port: int, aside: Callable[[], object] | None = None) -> None:
+        self.host = host
+        self._port = port
+        self._aside = aside
+        self._found: list[Address] = []
+        self._error: Exception | None = None
+        #: Whether there is an answer, or it is known that there is none.
+        self.done = aside is None and _is_literal(host)
+        self._reading: socket.socket | None = None
+        if self.done:
+            self._look_up()
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        # The system's resolver can neither be waited for with others nor be ended. The thread owns the writing
+        # end, the caller the reading one: whichever ends first, nothing leaks once the other has ended too.
+        try:
+            self._reading, writing = socket.socketpair()
+        except OSError as exc:  # out of descriptors
+            raise ResolveError(f"could not resolve {self.host}: {_reason(exc)}") from exc
+        try:
+            threading.Thread(target=self._run, args=(writing,), name="evtws-resolve", daemon=True).start()
+        except RuntimeError as exc:
+            self._reading.close()
+            writing.close()
+            raise ResolveError(f"could not resolve {self.host}: {exc}") from exc
+
+    def _run(self, done: socket.socket) -> None:
+        with done:
+            self._look_up()
+
+    def _look_up(self) -> None:
+        flags = socket.AI_NUMERICHOST if _is_literal(self.host) else 0
+        try:
+            if self._aside is not None:
+                self._aside()
+            found = socket.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM, flags=flags)
+        except Exception as exc:  # not OSError alone: a label that is too long is a UnicodeError
+            self._error = exc
+        else:
+            self._found = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+    def fileno(self) -> int:
+        """Readable once there is an answer; -1 if that was at once."""
+        return -1 if self._reading is None else self._reading.fileno()
+
+    def look(self) -> None:
+        """Note the answer; to be called when `fileno()` is readable."""
+        self.done = True
+
+    def addresses(self) -> list[Address]:
+        """The addresses, in the system's order; at least one. Raises ResolveError."""
+        if self._error is not None:
+            raise ResolveError(f"could not resolve {self.host}: {_reason(self._error)}") from self._error
+        if not self._found:
+            raise ResolveError(f"could not resolve {self.host}: it has no address")
+        return self._found
+
+    def __enter__(self) -> Lookup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._reading is not None:
+            self._reading.close()
 
 
 def _is_literal(host: str) -> bool:
@@ -121,51 +192,16 @@ def _is_literal(host: str) -> bool:
     return True
 
 
-def _look_up_aside(lookup: _Lookup, attempt: Attempt) -> None:
-    # The system's resolver can neither be waited for with others nor be ended. The thread owns the writing
-    # end, the dial the reading one: whichever ends first, nothing leaks once the other has ended too.
-    try:
-        reading, writing = socket.socketpair()
-    except OSError as exc:  # out of descriptors
-        raise ResolveError(f"could not resolve {lookup.host}: {_reason(exc)}") from exc
-    with reading:
-        try:
-            threading.Thread(target=lookup.run, args=(writing,), name="evtws-resolve", daemon=True).start()
-        except RuntimeError as exc:
-            writing.close()
-            raise ResolveError(f"could not resolve {lookup.host}: {exc}") from exc
-        while not attempt.until([reading], [], f"resolving {lookup.host}"):
-            pass
-
-
-class _Lookup:
-    """One question to the system's resolver, and what came of it."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self.host = host
-        self.port = port
-        self.addresses: list[Address] = []
-        self.error: Exception | None = None
-
-    def run(self, done: socket.socket) -> None:
-        with done:
-            self.look_up()
-
-    def look_up(self, flags: int = 0) -> None:
-        try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
-        except Exception as exc:  # not OSError alone: a label that is too long is a UnicodeError
-            self.error = exc
-        else:
-            self.addresses = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
-
-
 def connect(addresses: Sequence[Address], attempt: Attempt) -> socket.socket:
     """A non-blocking socket, connected to the first of `addresses` that answers (RFC 8305, "happy eyeballs").
 
     Raises DialError, which names each address and its error, or DialTimeout.
     """
-    return _Race(addresses, attempt).run()
+    with Race(addresses) as race:
+        while race.winner is None:
+            race.start_next()
+            race.look(attempt.until([], race.running, race.doing, race.next_start))
+    return race.winner
 
 
 def interleave(addresses: Sequence[Address]) -> list[Address]:
@@ -177,30 +213,43 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
     return [address for turn in rounds for address in turn if address is not None]
 
 
-class _Race:
-    """Connection attempts that start one after another, and end with the first that succeeds."""
+class Race:
+    """Connection attempts that start one after another, and end with the first that succeeds.
 
-    def __init__(self, addresses: Sequence[Address], attempt: Attempt) -> None:
-        self._attempt = attempt
+    To be repeated until there is a `winner`: `start_next`, wait until some of the `running` sockets are writable or
+    it is time for the `next_start`, `look` at those. Leaving the `with` block closes the losers.
+    """
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
         self._waiting = deque(interleave(addresses))
         self._running: dict[HasFileno, tuple[socket.socket, Address]] = {}
         self._failures: list[str] = []
         self._last_error: OSError | None = None
         self._next_start = 0.0
-        self._doing = "connecting to " + ", ".join(map(str, list(self._waiting)[:4]))
+        #: The connected socket.
+        self.winner: socket.socket | None = None
+        #: For a person to read.
+        self.doing = "connecting to " + ", ".join(map(str, list(self._waiting)[:4]))
 
-    def run(self) -> socket.socket:
-        try:
-            while True:
-                self._start_next()
-                winner = self._first_connected()
-                if winner is not None:
-                    return winner
-        finally:
-            for sock, _ in self._running.values():
-                sock.close()
+    def __enter__(self) -> Race:
+        return self
 
-    def _start_next(self) -> None:
+    def __exit__(self, *exc: object) -> None:
+        for sock, _ in self._running.values():
+            sock.close()
+
+    @property
+    def running(self) -> list[HasFileno]:
+        """The sockets that are connecting, the newest last."""
+        return list(self._running)
+
+    @property
+    def next_start(self) -> float:
+        """When the next attempt starts (monotonic seconds); infinite: there is no other."""
+        return self._next_start if self._waiting else math.inf
+
+    def start_next(self) -> None:
+        """Start the attempts that are due. Raises DialError when all have failed."""
         while self._waiting and (not self._running or time.monotonic() >= self._next_start):
             self._start(self._waiting.popleft())
         if not self._running:
@@ -219,9 +268,9 @@ class _Race:
         if code not in _UNDER_WAY:
             self._drop(sock, OSError(code, os.strerror(code)))
 
-    def _first_connected(self) -> socket.socket | None:
-        at_most = self._next_start if self._waiting else math.inf
-        for ready in self._attempt.until([], list(self._running), self._doing, at_most):
+    def look(self, writable: Sequence[HasFileno]) -> None:
+        """Take the first of these sockets that is connected; those that failed drop out."""
+        for ready in writable:
             sock, _ = self._running[ready]
             try:
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -232,8 +281,8 @@ class _Race:
                 self._drop(ready, exc)
             else:
                 del self._running[ready]
-                return sock
-        return None
+                self.winner = sock
+                return
 
     def _drop(self, key: HasFileno, error: OSError) -> None:
         sock, address = self._running.pop(key)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "evtws"
 FLOORS = [
     "errors message task",
     "state correlation tombstones pending timers outbox keepalive reconnect session diagnosis masking frames",
-    "resolve wire proxy target dial handshake door write_queue transport",
+    "resolve wire nonblocking proxy target dial handshake door write_queue transport",
     "poller callbacks calls options stats life pulse router reader sender opening ending engine stream processes "
     "connection",
     "testing __main__ __init__ demo",

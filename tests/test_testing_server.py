@@ -18,8 +18,8 @@ from websockets.sync.client import connect
 
 from evtws.frames import Opcode, encode, encode_message
 from evtws.handshake import UpgradeRequest
+from evtws.nonblocking import NonBlockingSocket
 from evtws.testing import ClientConnection, Reply, Server
-from evtws.testing.wire import Wire
 
 from .timing import MS, SOON
 
@@ -702,14 +702,14 @@ def test_a_reply_that_cannot_be_sent_is_raised() -> None:
 def test_a_connection_that_is_gone_before_it_is_taken(monkeypatch: pytest.MonkeyPatch, dial: Any) -> None:
     """A connection that fails as it is accepted is forgotten, and the next one is served."""
 
-    class Broken(Wire):
+    class Broken(NonBlockingSocket):
         def __init__(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
             monkeypatch.undo()
             raise OSError("reset")
 
     with Server() as server:
         server.loop.call(server._accept, 1)
-        monkeypatch.setattr("evtws.testing.server.Wire", Broken)
+        monkeypatch.setattr("evtws.testing.server.NonBlockingSocket", Broken)
         assert read_all(raw(server, b"")) == b""
         assert server.errors == []
         with dial(server):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import HandshakeError, ProtocolError
 from ..frames import Close, Decoder, Opcode, Ping, Pong, Received, encode, encode_close, encode_message
 from ..handshake import ServerHandshake, UpgradeRequest
-from .wire import Wire
+from ..nonblocking import NonBlockingSocket
 
 if TYPE_CHECKING:
     from .server import Server
@@ -35,7 +35,7 @@ class ClientConnection:
     the server's thread, and never block. On a connection that has ended they do nothing.
     """
 
-    def __init__(self, server: Server, wire: Wire) -> None:
+    def __init__(self, server: Server, wire: NonBlockingSocket) -> None:
         #: The client's upgrade request.
         self.request: UpgradeRequest
         #: The code of the close frame that the client sent (1005: it gave none); None: no close frame came.

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import TypeVar, overload
 
 from ..handshake import UpgradeRequest
+from ..nonblocking import NonBlockingSocket
 from .client_connection import ClientConnection
 from .loop import Loop
-from .wire import Wire
 
 _T = TypeVar("_T")
 
@@ -195,7 +195,7 @@ class Server:
             return  # it went away before it was taken
         self.dials += 1
         try:
-            client = ClientConnection(self, Wire(sock, self._ssl))
+            client = ClientConnection(self, NonBlockingSocket(sock, self._ssl))
         except OSError:
             sock.close()
         else:

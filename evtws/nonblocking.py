@@ -1,4 +1,4 @@
-"""Wire: one accepted TCP connection, perhaps under TLS, that never blocks. Used by one thread alone."""
+"""NonBlockingSocket: one TCP connection, perhaps under TLS, that never blocks. Used by one thread alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WRITES_PER_FLUSH = 16  # a peer that reads fast must not keep the others waitin
 _RECORDS_PER_READ = 16  # a TLS read gives one record, and a record is often one small message
 
 
-class Wire:
+class NonBlockingSocket:
     """A socket with a write buffer; whatever goes wrong on it reads as its end.
 
     `context` is the server's SSLContext, or None for plain TCP. `unsent` is what waits to be written, and
