@@ -241,6 +241,41 @@ def test_broken_tls_is_the_end(server_context: ssl.SSLContext, dial: Any) -> Non
             assert only(server).is_open
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_certificate_of_its_own(host: str) -> None:
+    """With `ssl=True` the server makes its certificate, which `client_ssl` trusts by both names."""
+    with Server(lambda client, body: client.send(body), ssl=True) as server:
+        assert server.url == f"wss://127.0.0.1:{server.port}"
+        with connect(f"wss://{host}:{server.port}", ssl=server.client_ssl, open_timeout=SOON) as peer:
+            peer.send("hello")
+            assert peer.recv(SOON) == "hello"
+
+
+def test_no_certificate_of_its_own(server_context: ssl.SSLContext) -> None:
+    """There is no `client_ssl` for ws, nor for a context that was given."""
+    for choice, scheme in ((None, "ws"), (False, "ws"), (server_context, "wss")):
+        with Server(ssl=choice) as server:
+            assert server.client_ssl is None
+            assert server.url.startswith(f"{scheme}://")
+
+
+def test_script_may_be_set_at_any_time(dial: Any) -> None:
+    """The script functions are attributes: what is set counts from the next event on, and None is none."""
+    with Server() as server:
+        server.on_handshake = lambda request: Reply(403)
+        with pytest.raises(InvalidStatus), dial(server):
+            pass
+        server.on_handshake = None
+        server.on_connect = lambda client: client.send("welcome")
+        with dial(server) as peer:
+            assert peer.recv(SOON) == "welcome"
+            peer.send("unheard")
+            assert server.wait_for(1, SOON)
+            server.on_message = lambda client, body: client.send(body)
+            peer.send("heard")
+            assert peer.recv(SOON) == "heard"
+
+
 # Messages and control frames
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar, overload
 
 from ..handshake import UpgradeRequest
 from ..nonblocking import NonBlockingSocket
+from .certificates import tls_contexts
 from .client_connection import ClientConnection
 from .loop import Loop
 
@@ -41,15 +42,17 @@ _ACCEPT = Reply()
 class Server:
     """A websocket server on 127.0.0.1, at a port of the system's choice, from now until `close()`.
 
-    The script is plain functions, called in the server's own thread: none needs a lock, and none may block.
+    The script is plain functions, called in the server's own thread: none needs a lock, and none may block. They are
+    attributes too, None for none, and may be set at any time: `server.on_message = …`.
     `on_handshake(request)` returns a `Reply`, or None to accept; `on_connect(client)` follows the upgrade;
     `on_message(client, body)` has each message, `str` for text and `bytes` for binary. What one of them
     raises is kept in `errors`, ends that client with 1011 (before the upgrade: a 500), and is raised when the
     `with` block ends.
 
-    `subprotocols` are what is chosen from, the favourite first; `ssl` makes it a wss server; `max_size` is
-    the most bytes of one message, None for no limit. `pongs` answers pings, `echo_close` close frames,
-    `record` keeps what is received: these three are attributes too, to be changed at any time.
+    `subprotocols` are what is chosen from, the favourite first; `ssl` makes it a wss server: a context, or True for a
+    certificate of its own making, which needs trustme (ImportError); `max_size` is the most bytes of one message, None
+    for no limit. `pongs` answers pings, `echo_close` close frames, `record` keeps what is received: these three are
+    attributes too, to be changed at any time.
     """
 
     def __init__(
@@ -59,12 +62,15 @@ class Server:
         on_connect: Callable[[ClientConnection], object] | None = None,
         on_handshake: Callable[[UpgradeRequest], Reply | None] | None = None,
         subprotocols: Sequence[str] = (),
-        ssl: SSLContext | None = None,
+        ssl: SSLContext | bool | None = None,
         pongs: bool = True,
         max_size: int | None = 16 << 20,
         echo_close: bool = True,
         record: bool = True,
     ) -> None:
+        self.on_message = on_message
+        self.on_connect = on_connect
+        self.on_handshake = on_handshake
         self.pongs = pongs
         self.echo_close = echo_close
         self.record = record
@@ -76,10 +82,11 @@ class Server:
         self.received_count = 0
         #: What the script functions raised.
         self.errors: list[Exception] = []
-        self._on_message = on_message
-        self._on_connect = on_connect
-        self._on_handshake = on_handshake
-        self._ssl = ssl
+        #: The client's context that trusts the certificate of the server's own making; None if it made none.
+        self.client_ssl: SSLContext | None = None
+        if ssl is True:
+            ssl, self.client_ssl = tls_contexts()
+        self._ssl = ssl or None
         self._received: list[str | bytes] = []
         self._clients: dict[ClientConnection, None] = {}
         # Wakes wait_for at the end of each turn. It guards nothing: only the loop's thread changes things.
@@ -91,7 +98,7 @@ class Server:
         #: The port of the system's choice.
         self.port: int = self._listener.getsockname()[1]
         #: Where to connect to.
-        self.url = f"{'ws' if ssl is None else 'wss'}://127.0.0.1:{self.port}"
+        self.url = f"{'wss' if self._ssl else 'ws'}://127.0.0.1:{self.port}"
         #: The server's thread.
         self.loop = Loop("evtws-testing-server", after_turn=self._after_turn, on_error=self.errors.append)
         self.loop.watch(self._listener, selectors.EVENT_READ, self._accept)
@@ -156,34 +163,32 @@ class Server:
 
     def answer(self, request: UpgradeRequest) -> Reply:
         """What to answer to this request."""
-        if self._on_handshake is None:
-            return _ACCEPT
+        on_handshake = self.on_handshake
         try:
-            return self._on_handshake(request) or _ACCEPT
+            return (on_handshake and on_handshake(request)) or _ACCEPT
         except Exception as exc:
             self.errors.append(exc)
             return Reply(500)
 
     def opened(self, client: ClientConnection) -> None:
         """This client's upgrade is done."""
-        if self._on_connect is not None:
-            self._run(client, self._on_connect, client)
+        self._run(client, self.on_connect, client)
 
     def message(self, client: ClientConnection, body: str | bytes) -> None:
         """This client sent a message."""
         self.received_count += 1
         if self.record:
             self._received.append(body)
-        if self._on_message is not None:
-            self._run(client, self._on_message, client, body)
+        self._run(client, self.on_message, client, body)
 
     def ended(self, client: ClientConnection) -> None:
         """This client's socket is closed."""
         self._clients.pop(client, None)
 
-    def _run(self, client: ClientConnection, function: Callable[..., object], *args: object) -> None:
+    def _run(self, client: ClientConnection, function: Callable[..., object] | None, *args: object) -> None:
         try:
-            function(*args)
+            if function is not None:
+                function(*args)
         except Exception as exc:
             self.errors.append(exc)
             client.close(1011)
