@@ -36,6 +36,7 @@ from .errors import (
     WriteTimeout,
 )
 from .message import DEFAULT, Message
+from .peer import WebSocketPeer, WriteMode
 from .reconnect import ReconnectPolicy
 from .state import State
 from .stats import Stats
@@ -77,7 +78,9 @@ __all__ = [
     "Stats",
     "TLSError",
     "UserCodeError",
+    "WebSocketPeer",
     "WouldDeadlock",
+    "WriteMode",
     "WriteTimeout",
     "__version__",
     "connect",

@@ -15,20 +15,20 @@ _RECORDS_PER_READ = 16  # a TLS read gives one record, and a record is often one
 class NonBlockingSocket:
     """A socket with a write buffer; whatever goes wrong on it reads as its end.
 
-    `context` is the server's SSLContext, or None for plain TCP. `unsent` is what waits to be written, and
-    `wants` the selector events that the TLS handshake waits for.
+    It is plain TCP, or an SSLSocket whose handshake may still be to be done, or with a server's `context` is made
+    one. `unsent` is what waits to be written, and `wants` the selector events that the TLS handshake waits for.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self.sock = sock
         self.unsent = bytearray()
         self.wants = selectors.EVENT_READ
-        self.secure = context is None
-        self._reads = 1 if context is None else _RECORDS_PER_READ
-        if context is not None:
-            self.sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self.secure = not isinstance(sock, ssl.SSLSocket)
+        self._reads = 1 if self.secure else _RECORDS_PER_READ
 
     def secured(self) -> bool:
         """Take the TLS handshake as far as it goes; whether it is complete. Raises OSError when it fails."""
@@ -40,6 +40,11 @@ class NonBlockingSocket:
             self.wants = selectors.EVENT_WRITE if wants_write else selectors.EVENT_READ
             return False
         return True
+
+    @property
+    def pending(self) -> int:
+        """Bytes that can be read although the descriptor does not say so: TLS has decrypted them already."""
+        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def read(self) -> bytes | None:
         """What can be read now, None if nothing, b"" at the end."""

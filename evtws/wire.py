@@ -76,12 +76,7 @@ class Wire:
         """Do the TLS handshake; raises CertificateError or TLSError."""
         self.doing = f"in the TLS handshake with {hostname}"
         self._broke_off = TLSError
-        try:
-            tls = context.wrap_socket(self.sock, server_hostname=hostname, do_handshake_on_connect=False)
-        except (OSError, ValueError) as exc:
-            _close_lost(exc)
-            raise TLSError(f"error {self.doing}: {_reason(exc)}") from exc
-        self.sock = tls
+        tls = self.sock = wrap(self.sock, context, hostname, self.doing)
         self._patiently(tls.do_handshake)
         self._broke_off = HandshakeError
 
@@ -172,17 +167,28 @@ class Wire:
             except BlockingIOError:
                 blocked_writing = writing
             except OSError as exc:
-                raise self._ours(exc) from exc
+                raise dial_error(exc, self.doing, self._broke_off) from exc
             both = ([], [self.sock]) if blocked_writing else ([self.sock], [])
             while not self.attempt.until(*both, self.doing):
                 pass
 
-    def _ours(self, error: OSError) -> DialError:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return CertificateError(f"the certificate was refused {self.doing}: {error.verify_message}")
-        if isinstance(error, ssl.SSLError):
-            return TLSError(f"error {self.doing}: {_reason(error)}")
-        return self._broke_off(f"the connection broke {self.doing}: {_reason(error)}")
+
+def dial_error(error: OSError, doing: str, broke_off: type[DialError] = HandshakeError) -> DialError:
+    """What went wrong on a socket while `doing` this, as an error of ours; `broke_off` if the peer did."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return CertificateError(f"the certificate was refused {doing}: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        return TLSError(f"error {doing}: {_reason(error)}")
+    return broke_off(f"the connection broke {doing}: {_reason(error)}")
+
+
+def wrap(sock: socket.socket, context: ssl.SSLContext, hostname: str, doing: str) -> ssl.SSLSocket:
+    """A client's TLS on that socket, which it takes over; the handshake is still to be done. Raises TLSError."""
+    try:
+        return context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
+    except (OSError, ValueError) as exc:
+        _close_lost(exc)
+        raise TLSError(f"error {doing}: {_reason(exc)}") from exc
 
 
 def _close_lost(error: Exception) -> None:

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "evtws"
 FLOORS = [
     "errors message task",
     "state correlation tombstones pending timers outbox keepalive reconnect session diagnosis masking frames",
-    "resolve wire nonblocking proxy target dial handshake door write_queue transport",
+    "resolve wire nonblocking proxy target dial handshake door write_queue transport polled_opening polled_websocket",
     "poller callbacks calls options stats life pulse router reader sender opening ending engine stream processes "
-    "connection",
+    "connection peer",
     "testing __main__ __init__ demo",
 ]
 
