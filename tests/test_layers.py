@@ -19,7 +19,13 @@ FLOORS = [
 ]
 
 #: The one room that may import a third-party package.
-GATES = {"tenacity": "reconnect", "websocket": "dial", "wsproto": "handshake", "python_socks": "proxy", "trustme": "testing"}
+GATES = {
+    "tenacity": "reconnect",
+    "websocket": "dial",
+    "wsproto": "handshake",
+    "python_socks": "proxy",
+    "trustme": "testing",
+}
 
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
