@@ -31,6 +31,8 @@ from .polled_websocket import Inbox, PolledWebSocket
 from .state import Signal, State, transition
 from .target import check_headers, check_subprotocols, parse_url
 
+Buffer = bytes | bytearray | memoryview
+
 
 class WriteMode(IntEnum):
     """How `send` sends bytes (Godot's numbers)."""
@@ -132,6 +134,7 @@ class WebSocketPeer:
         peer = peer_of(stream)
         self._begin("", is_server=True)
         self._peer_name = peer
+        self._sock = stream  # which an opening that was never polled does not hold yet
         self._start(state, open_server(stream, headers, tuple(self.supported_protocols)))
 
     def _headers(self) -> list[tuple[str, str]]:
@@ -193,6 +196,8 @@ class WebSocketPeer:
         if self._opening is not None:
             self._opening.close()
             self._opening = None
+            if self._sock is not None:
+                self._sock.close()
 
     def fileno(self) -> int:
         """The descriptor to wait for, for a selector of one's own; -1 while there is none. May change until OPEN."""
@@ -253,11 +258,11 @@ class WebSocketPeer:
         """Whether the packet that was got last was text."""
         return self._last_was_text
 
-    def put_packet(self, buffer: bytes) -> None:
+    def put_packet(self, buffer: Buffer) -> None:
         """Send a binary message; raises as `send`."""
         self.send(buffer)
 
-    def send(self, message: bytes, write_mode: int = WriteMode.BINARY) -> None:
+    def send(self, message: Buffer, write_mode: int = WriteMode.BINARY) -> None:
         """Send bytes, as a binary message or as text.
 
         Raises NotConnected unless OPEN, OutboxFull if there is no room for it, ValueError for text that is not UTF-8,
@@ -345,7 +350,7 @@ class WebSocketPeer:
 
     def set_no_delay(self, enabled: bool) -> None:
         """Send small packets at once (TCP_NODELAY), which is on from the start. Raises NotConnected before OPEN."""
-        if self._sock is None or self._state is State.CLOSED:
+        if self._sock is None or self._state in (State.CONNECTING, State.CLOSED):
             raise NotConnected(f"the peer is {self._state.name}")
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(enabled))
 
