@@ -74,6 +74,8 @@ class PolledWebSocket:
         #: When the patience with a peer that is to end ends (monotonic seconds); infinite: nobody waits for that.
         self.give_up_at = math.inf
         self._close_sent = False
+        # What ends it, found behind packets that its owner may still want to answer.
+        self._last: Close | ProtocolError | None = None
         self._parting = False  # nothing counts any more but the end of the stream
         self._said_goodbye = False
         self._pong: bytes | None = None
@@ -100,6 +102,8 @@ class PolledWebSocket:
     @property
     def has_more(self) -> bool:
         """Whether there is something to do although the descriptor tells nothing."""
+        if self._last is not None:
+            return not self.over
         return self.wants_read and (self._decoder.has_more or self._stream.pending > 0)
 
     # -- out
@@ -157,20 +161,23 @@ class PolledWebSocket:
     # -- both ways
 
     def exchange(self) -> None:
-        """Write and read what can be written and read now, within a bound."""
+        """Write and read what can be written and read now, within a bound.
+
+        A close frame or a fault that came behind packets is left to the next exchange: until then they can be answered.
+        """
         if self.over:
             return
         self._flush()
+        waiting = len(self._inbox)
         try:
             if self._parting:
                 self._read_to_the_end()
-            else:
+            elif self._last is None:
                 self._read()
-        except ProtocolError as error:
-            self.close(error.code, "", math.inf)
-            self._part(error)
         except ConnectionLost as error:
             self.abort(self.error or error)
+        if self._last is not None and len(self._inbox) == waiting:
+            self._end_by(self._last)
         if self._parting and not self.wants_write:
             self._say_goodbye()
         if time.monotonic() >= self.give_up_at:
@@ -190,12 +197,15 @@ class PolledWebSocket:
 
     def _take(self) -> bool:
         """Handle what was read, as long as there is room; whether to read on."""
-        while self._decoder.has_more and not self._parting:
+        while self._decoder.has_more and self._last is None:
             if self._inbox.is_full:
                 return False
-            for item in self._decoder.take(1):
-                self._handle(item)
-        return not self._parting and not self._inbox.is_full
+            try:
+                for item in self._decoder.take(1):
+                    self._handle(item)
+            except ProtocolError as error:
+                self._last = error
+        return self._last is None and not self._inbox.is_full
 
     def _handle(self, item: Received) -> None:
         if isinstance(item, (str, bytes)):
@@ -204,11 +214,20 @@ class PolledWebSocket:
             self._pong = item.payload
             self._flush()
         elif isinstance(item, Close):
-            self.close_frame = item
-            self.close(None if item.code == 1005 else item.code, item.reason, math.inf)
-            self._part(ConnectionClosed(item.code, item.reason, by_peer=True))
+            self._last = item
 
     # -- the end
+
+    def _end_by(self, last: Close | ProtocolError) -> None:
+        """Answer the close frame, or the fault by one, and wait for the end of the stream."""
+        self._last = None
+        if isinstance(last, Close):
+            self.close_frame = last
+            self.close(None if last.code == 1005 else last.code, last.reason, math.inf)
+            self._part(ConnectionClosed(last.code, last.reason, by_peer=True))
+        else:
+            self.close(last.code, "", math.inf)
+            self._part(last)
 
     def _part(self, error: ConnectionLost) -> None:
         self.error = error
