@@ -19,6 +19,7 @@ PRINTED = {
     "asyncio_bridge": ["['0', '1', '4', '9', '16']", "no answer to -1; 0 left in the queue"],
     "callbacks": ["connected", "reply: hello 1", "reply: hello 2", "reply: hello 3", "no reply: ReplyTimeout"],
     "events_from_threads": [f"event {number}, price {number * 10}" for number in range(20)],
+    "game_loop": ["300 frames", "longest poll", "0 threads were started", "closed with 1000"],
     "json_rpc_call": ["2 + 3 = 5", "divide: there is no such method"],
     "login_with_prepare": ["first attempt: prepare() raised PermissionError", "second attempt: Ada"],
     "reconnecting": ["(written: yes)", "sent again: {'id': 2, 'result': 'ok'}", "reconnects: 1"],
