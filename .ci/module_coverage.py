@@ -1,4 +1,4 @@
-"""Is each module of evtws covered by its own test file alone?
+"""Is each module of evtws, and its pytest plugin, covered by its own test file alone?
 
 For evtws/x.py that is tests/test_x.py; for the modules of evtws/testing together, all tests/test_testing_*.py. Prints
 a line for each module, and ends with 1 if one has no test file, tests that fail, or less branch coverage than asked.
@@ -20,13 +20,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "evtws"
+PLUGIN = ROOT / "pytest_evtws.py"
 TESTS = ROOT / "tests"
 
 #: How many test files run at a time.
 PARALLEL = 2
 
 #: Modules whose test file is named otherwise.
-TESTED_BY = {"__init__": "exports", "__main__": "main"}
+TESTED_BY = {"__init__": "exports", "__main__": "main", "pytest_evtws": "pytest_plugin"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Job:
 
 def jobs() -> Iterator[Job]:
     """What is to be run."""
-    for module in sorted(PACKAGE.glob("*.py")):
+    for module in [*sorted(PACKAGE.glob("*.py")), PLUGIN]:
         test = TESTS / f"test_{TESTED_BY.get(module.stem, module.stem)}.py"
         yield Job([_relative(module)], [_relative(test)] if test.exists() else [])
     yield Job(
@@ -58,7 +59,7 @@ def run(job: Job, least: float, keep: Path | None) -> list[str]:
         print(f"{'':>7}  {', '.join(job.modules)}: no test file", flush=True)
         return job.modules
     with tempfile.TemporaryDirectory() as directory:
-        measured = ("run", "--branch", "--source=evtws", "-m", "pytest", "-q", *job.tests)
+        measured = ("run", "--branch", "--source=evtws,pytest_evtws", "-m", "pytest", "-q", *job.tests)
         tests = _coverage(directory, *measured)
         if tests.returncode:
             print(f"{'':>7}  {', '.join(job.tests)} failed at first; once more:\n{tests.stdout[-2000:]}", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "evtws"
+PLUGIN = PACKAGE.parent / "pytest_evtws.py"
 
 FLOORS = [
     "errors message task",
@@ -59,6 +60,11 @@ def imported(module: str, source: str, modules: Collection[str]) -> Iterator[str
         base = ".".join([*above, *([node.module] if node.module else [])])
         for alias in node.names:
             yield found_as(f"{base}.{alias.name}", modules) or found_as(base, modules) or base
+
+
+def names_in(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The dotted names of modules in one absolute import."""
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
 
 
 def found_as(name: str, modules: Collection[str]) -> str | None:
@@ -114,6 +120,15 @@ def test_house_keeps_the_rules() -> None:
     sources = house()
     assert "evtws.errors" in sources
     assert faults(sources) == []
+
+
+def test_pytest_plugin_imports_late() -> None:
+    """The pytest plugin, which is no module of evtws, imports of evtws the testing kit alone, and within functions."""
+    tree = ast.parse(PLUGIN.read_text(encoding="utf-8"))
+    at_once = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not any(name.startswith("evtws") for node in at_once for name in names_in(node))
+    names = {name for node in imports(tree) for name in names_in(node)}
+    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {"evtws.testing", "pytest"}
 
 
 @pytest.mark.parametrize(
