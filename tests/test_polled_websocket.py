@@ -13,7 +13,7 @@ import pytest
 from evtws.errors import ConnectionClosed, ConnectionLost, MessageTooBig, ProtocolError
 from evtws.frames import Close, Decoder, Opcode, Ping, Pong, Received, encode, encode_close, encode_message
 from evtws.nonblocking import NonBlockingSocket
-from evtws.polled_websocket import FAREWELL, READS, Inbox, PolledWebSocket
+from evtws.polled_websocket import FAREWELL, FRAMES, READS, Inbox, PolledWebSocket
 
 from .timing import MS, SOON
 
@@ -198,6 +198,16 @@ def test_one_exchange_is_bounded(make: Make) -> None:
     assert sent > (READS + 1) * 65536
     ends.near.exchange()
     assert len(ends.inbox) * size <= READS * 65536
+
+
+def test_one_exchange_takes_so_many_frames(make: Make) -> None:
+    """One exchange takes a bounded number of frames, and says that it has more."""
+    ends = make(max_packets=1 << 20)
+    ends.far.send(*["x"] * (FRAMES + 10))
+    ends.poll_until(lambda: len(ends.inbox))
+    assert (len(ends.inbox), ends.near.has_more) == (FRAMES, True)
+    ends.near.exchange()
+    assert (len(ends.inbox), ends.near.has_more) == (FRAMES + 10, False)
 
 
 def test_what_the_system_does_not_take(make: Make) -> None:
