@@ -65,8 +65,9 @@ class NonBlockingSocket:
             for _ in range(_WRITES_PER_FLUSH):
                 if not self.unsent:
                     return
-                with memoryview(self.unsent) as view:
-                    sent = self.sock.send(view[:_CHUNK])
+                # Both views are given back at once: one that a traceback held would forbid to change `unsent`.
+                with memoryview(self.unsent) as view, view[:_CHUNK] as chunk:
+                    sent = self.sock.send(chunk)
                 del self.unsent[:sent]
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
