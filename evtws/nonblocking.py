@@ -17,12 +17,14 @@ class NonBlockingSocket:
 
     It is plain TCP, or an SSLSocket whose handshake may still be to be done, or with a server's `context` is made
     one. `unsent` is what waits to be written, and `wants` the selector events that the TLS handshake waits for.
+    Raises OSError, and leaves the socket to the caller, if the peer is gone already.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
+            sock.getpeername()  # wrap_socket would lose the socket if the peer were gone
             sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self.sock = sock
         self.unsent = bytearray()
