@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import ssl
@@ -93,5 +94,6 @@ class NonBlockingSocket:
     def close(self, *, reset: bool = False) -> None:
         """Close the socket; with `reset` by an RST, which also throws away what is under way."""
         if reset:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # closed already; or, on macOS, reset by the peer
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
