@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,10 @@ from .timing import MS
 #: Seconds until it rings again.
 AGAIN = 100 * MS
 
-needs_alarm = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no such alarm")
+# What traces a test takes locks of its own at each line, and would be left with one by an interrupt.
+needs_alarm = pytest.mark.skipif(
+    not hasattr(signal, "setitimer") or sys.gettrace() is not None, reason="there is no such alarm, or a tracer"
+)
 
 
 class Interrupt(BaseException):

@@ -68,12 +68,12 @@ def full(ear: Ear, **options: Any) -> Iterator[tuple[Connection, ClientConnectio
         assert until(lambda: client._paused)
         transport = transport_of(connection)
         quiet = 0
-        while quiet < 20:
+        while quiet < 100:
             if transport.backlog < BUFFER // 2:
                 connection.send("x" * (BUFFER // 4))
                 quiet = 0
             else:
-                time.sleep(MS)  # the system may find more room
+                time.sleep(MS)  # the system may find more room; an acknowledgement may be delayed for 40 ms
                 quiet += 1
         yield both
 
