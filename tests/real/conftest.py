@@ -1,10 +1,11 @@
-"""One server of each kind for the whole run; it starts with the first test that asks for it."""
+"""One server of each kind for the whole run, which starts with the first test that asks for it; and DevTools."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from . import servers
+from .devtools import DevTools
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,13 @@ def aria2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Aria2]:
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Chromium]:
     with servers.chromium(tmp_path_factory.mktemp("chromium")) as server:
         yield server
+
+
+@pytest.fixture
+def devtools(chromium: servers.Chromium) -> Iterator[DevTools]:
+    tools = DevTools(chromium)
+    with tools.connection:
+        yield tools
 
 
 @pytest.fixture(scope="session")
