@@ -1,6 +1,6 @@
-"""The Autobahn TestSuite's fuzzing server, the run of its cases against evtws, and the result that is pinned.
+"""The Autobahn TestSuite, its cases run against each of evtws's ends, and the results that are pinned.
 
-`python -m tests.conformance.autobahn` runs the cases and pins the result anew in autobahn_client.json.
+`python -m tests.conformance.autobahn` runs the cases and pins the results anew; SUBJECT… runs and pins those alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import websocket
 
 import evtws
-from tests.real import servers
+from tests.real import polled, servers
 from tests.timing import MS
 
 HERE = Path(__file__).parent
-PINNED = HERE / "autobahn_client.json"
 
 #: All cases but those of compression (12 and 13); Autobahn TestSuite 25.10.1 has so many of them.
 UNCOMPRESSED = {"cases": ["*"], "exclude-cases": ["12.*", "13.*"]}
@@ -35,8 +34,11 @@ UNCOMPRESSED_COUNT = 301
 #: The behaviours that pass; besides them there are NON-STRICT, UNIMPLEMENTED, UNCLEAN, WRONG CODE, FAILED, ….
 PASSED = {"OK", "INFORMATIONAL"}
 
-#: How long one case, or the writing of all reports, may take, in seconds.
+#: How long one case, or the writing of all reports, may take, in seconds; and all cases of a fuzzing client.
 CASE = 120_000 * MS
+CASES = 600_000 * MS
+
+T = TypeVar("T")
 
 #: "behavior" and "behaviorClose" of each case, by its id, such as "1.1.1".
 Results = dict[str, dict[str, str]]
@@ -67,24 +69,47 @@ class FuzzingServer:
             # It answers once the case is logged, which may be later than the end that the client saw.
             _ask(_url(self.port, "getCaseStatus", case=case, agent=agent))
         _ask(_url(self.port, "updateReports", agent=agent))
-        report = json.loads((self.reports / "index.json").read_text())[agent]
-        return {case: {key: row[key] for key in ("behavior", "behaviorClose")} for case, row in report.items()}
+        return _read(self.reports, agent)
 
 
 @contextmanager
 def fuzzing_server(directory: Path, cases: dict[str, list[str]] = UNCOMPRESSED) -> Iterator[FuzzingServer]:
     """Start a fuzzing server on 127.0.0.1 and end it; `directory` takes its reports, its spec has `cases`."""
+    port, reports = servers.free_port(), directory / "reports"
+    spec = {"url": f"ws://127.0.0.1:{port}", "outdir": str(reports), **cases}
+    with _wstest(directory, "fuzzingserver", spec, functools.partial(_case_count, port)) as (process, count):
+        yield FuzzingServer(port, process, count, reports)
+
+
+def fuzz(url: str, agent: str, directory: Path, cases: dict[str, list[str]] = UNCOMPRESSED) -> Results:
+    """Let the fuzzing client run the cases against the echo server at `url`, and read what it thought of it.
+
+    `agent` names the server in the report. `directory` takes that.
+    """
+    reports = directory / "reports"
+    spec = {"servers": [{"url": url, "agent": agent}], "outdir": str(reports), **cases}
+    with _wstest(directory, "fuzzingclient", spec, lambda: True) as (process, _):
+        assert process.wait(CASES) == 0
+    return _read(reports, agent)
+
+
+@contextmanager
+def _wstest(
+    directory: Path, mode: str, spec: dict[str, Any], answer: Callable[[], T | None]
+) -> Iterator[tuple[subprocess.Popen[bytes], T]]:
     python2 = suite() / "python2"
     if not python2.exists():
         raise servers.ServerMissingError(f"no Autobahn TestSuite in {suite()}: .ci/install-real installs it")
-    port, reports, spec = servers.free_port(), directory / "reports", directory / "spec.json"
-    spec.write_text(json.dumps({"url": f"ws://127.0.0.1:{port}", "outdir": str(reports), **cases}))
-    command = [str(python2), "-u", str(HERE / "wstest_wrapper.py")]
-    command += ["-m", "fuzzingserver", "--webport", "0", "-s", str(spec)]
-    answer = functools.partial(_case_count, port)
-    environment = {"PYTHONPATH": str(suite())}
-    with servers.started(command, directory / "log", answer, environment) as (process, count):
-        yield FuzzingServer(port, process, count, reports)
+    path = directory / "spec.json"
+    path.write_text(json.dumps(spec))
+    command = [str(python2), "-u", str(HERE / "wstest_wrapper.py"), "-m", mode, "--webport", "0", "-s", str(path)]
+    with servers.started(command, directory / "log", answer, {"PYTHONPATH": str(suite())}) as started:
+        yield started
+
+
+def _read(reports: Path, agent: str) -> Results:
+    report = json.loads((reports / "index.json").read_text())[agent]
+    return {case: {key: row[key] for key in ("behavior", "behaviorClose")} for case, row in report.items()}
 
 
 def _url(port: int, path: str, **query: object) -> str:
@@ -126,27 +151,70 @@ def echo(url: str) -> None:
         connection.close()
 
 
+def polled_echo(url: str) -> None:
+    """Connect a WebSocketPeer to `url` and echo every packet until the server ends the connection."""
+    peer = polled.new_peer()
+    peer.connect_to_url(url)
+    polled.echo_until_closed(peer, CASE)
+
+
+def run_client(directory: Path) -> Results:
+    """Run the cases against a Connection."""
+    return _run_against_the_server(echo, directory)
+
+
+def run_polled_client(directory: Path) -> Results:
+    """Run the cases against WebSocketPeers that connect."""
+    return _run_against_the_server(polled_echo, directory)
+
+
+def _run_against_the_server(echo: Callable[[str], object], directory: Path) -> Results:
+    with fuzzing_server(directory) as server:
+        assert server.case_count == UNCOMPRESSED_COUNT
+        return server.run_cases(echo, "evtws")
+
+
+def run_polled_server(directory: Path) -> Results:
+    """Run the cases against WebSocketPeers that accept streams, all polled by one loop."""
+    with polled.echo_server() as server:
+        return fuzz(server.url, "evtws", directory)
+
+
+#: What the cases are run against, by the names of the pinned results; each takes an empty directory for its files.
+SUBJECTS: dict[str, Callable[[Path], Results]] = {
+    "client": run_client,
+    "polled_client": run_polled_client,
+    "polled_server": run_polled_server,
+}
+
+
 def failed(results: Results) -> Results:
     """Those of `results` in which something is neither OK nor informational."""
     return {case: row for case, row in results.items() if not PASSED.issuperset(row.values())}
 
 
-def pin(results: Results) -> None:
-    """Write `results` to autobahn_client.json, a line for each case, in the order of their numbers."""
+def pinned(subject: str) -> Path:
+    """The file in which that subject's results are pinned."""
+    return HERE / f"autobahn_{subject}.json"
+
+
+def pin(results: Results, path: Path) -> None:
+    """Write `results`, a line for each case, in the order of their numbers."""
     cases = sorted(results, key=lambda case: [int(part) for part in case.split(".")])
     lines = [f"  {json.dumps(case)}: {json.dumps(results[case], sort_keys=True)}" for case in cases]
-    PINNED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def main() -> None:
-    """Run all cases and, if they all pass, pin the result."""
-    with tempfile.TemporaryDirectory() as directory, fuzzing_server(Path(directory)) as server:
-        results = server.run_cases(echo, "evtws")
-    bad = failed(results)
-    if bad:
-        sys.exit(f"{len(bad)} of {len(results)} cases failed: {json.dumps(bad, indent=2)}")
-    pin(results)
+def main(*subjects: str) -> None:
+    """Run all cases and, where they all pass, pin the results."""
+    for subject in subjects or SUBJECTS:
+        with tempfile.TemporaryDirectory() as directory:
+            results = SUBJECTS[subject](Path(directory))
+        bad = failed(results)
+        if bad:
+            sys.exit(f"{subject}: {len(bad)} of {len(results)} cases failed: {json.dumps(bad, indent=2)}")
+        pin(results, pinned(subject))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,13 +1,17 @@
-"""One run of the Autobahn cases for all tests."""
+"""One run of the Autobahn cases against each subject, for all tests."""
 
 import pytest
 
 from . import autobahn
 
 
+@pytest.fixture(scope="session", params=autobahn.SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> str:
+    """The name of what the cases are run against."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> autobahn.Results:
-    """What the fuzzing server thought of evtws, case by case."""
-    with autobahn.fuzzing_server(tmp_path_factory.mktemp("autobahn")) as server:
-        assert server.case_count == autobahn.UNCOMPRESSED_COUNT
-        return server.run_cases(autobahn.echo, "evtws")
+def results(subject: str, tmp_path_factory: pytest.TempPathFactory) -> autobahn.Results:
+    """What the TestSuite thought of it, case by case."""
+    return autobahn.SUBJECTS[subject](tmp_path_factory.mktemp(subject))

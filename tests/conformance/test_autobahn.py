@@ -15,6 +15,6 @@ def test_every_case_passes(results: autobahn.Results) -> None:
     assert autobahn.failed(results) == {}
 
 
-def test_the_result_is_the_pinned_one(results: autobahn.Results) -> None:
-    """The result equals autobahn_client.json, which `python -m tests.conformance.autobahn` writes."""
-    assert results == json.loads(autobahn.PINNED.read_text())
+def test_the_result_is_the_pinned_one(subject: str, results: autobahn.Results) -> None:
+    """The result equals the subject's file, which `python -m tests.conformance.autobahn` writes."""
+    assert results == json.loads(autobahn.pinned(subject).read_text())
