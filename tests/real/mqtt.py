@@ -109,6 +109,11 @@ def ping() -> Message:
     return _message(Kind.PINGREQ, 0, b"")
 
 
+def disconnect() -> Message:
+    """DISCONNECT."""
+    return _message(Kind.DISCONNECT, 0, b"")
+
+
 def joined(messages: Iterable[Message]) -> bytes:
     """The bytes of several packets."""
     return b"".join(message.body for message in messages if isinstance(message.body, bytes))
