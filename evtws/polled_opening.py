@@ -108,8 +108,15 @@ def _connect(url: URL, context: ssl.SSLContext | None) -> Generator[Want, None, 
 
 def open_server(sock: socket.socket, headers: Headers, subprotocols: Sequence[str]) -> Opening:
     """The server's way from a stream that was accepted. Raises a DialError, and ValueError for a bad header."""
+    opening = _open_server(sock, headers, subprotocols)
+    next(opening)  # from here on closing it closes the socket
+    return opening
+
+
+def _open_server(sock: socket.socket, headers: Headers, subprotocols: Sequence[str]) -> Opening:
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
+        yield Want(at=_NOW)
         peer = peer_of(sock)
         stream = NonBlockingSocket(sock)
         yield from _secure(stream, "in the TLS handshake with a client")
