@@ -12,6 +12,7 @@ import os
 import selectors
 import socket
 import ssl
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +27,8 @@ _T = TypeVar("_T")
 
 #: A deadline that has passed: `blocking_wait` only looks.
 _NOW = 0.0
+#: Seconds between two looks at what no descriptor tells of.
+_SOON = 0.05
 
 
 class Want(NamedTuple):
@@ -100,10 +103,16 @@ def _connect(url: URL, context: ssl.SSLContext | None) -> Generator[Want, None, 
             if race.winner is not None:
                 break
             if race.running:
-                yield Want(race.running[-1].fileno(), write=True, at=race.next_start)
+                yield _any_of(race)
     if not url.secure:
         return race.winner
     return wrap(race.winner, contexts[0], url.host, f"in the TLS handshake with {url.host}")
+
+
+def _any_of(race: Race) -> Want:
+    """That the newest attempt ends; an older one is looked at soon, since a Want is of one descriptor."""
+    soon = time.monotonic() + _SOON if len(race.running) > 1 else math.inf
+    return Want(race.running[-1].fileno(), write=True, at=min(race.next_start, soon))
 
 
 def open_server(sock: socket.socket, headers: Headers, subprotocols: Sequence[str]) -> Opening:
