@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from .errors import HandshakeError, TLSError
+from .errors import DialError, HandshakeError, TLSError
 from .handshake import ClientHandshake, ServerHandshake
 from .nonblocking import NonBlockingSocket
 from .resolve import Lookup, Race, blocking_wait
@@ -77,8 +77,7 @@ def _open_client(text: str, url: URL, context: ssl.SSLContext | None, handshake:
     sock = yield from _connect(url, context)
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
-        peer = peer_of(sock)
-        stream = NonBlockingSocket(sock)
+        stream, peer = _begun(sock)
         yield from _secure(stream, f"in the TLS handshake with {url.host}")
         stream.unsent += handshake.request()
         while (response := (yield from _fed(stream, handshake.feed))) is None:
@@ -126,8 +125,7 @@ def _open_server(sock: socket.socket, headers: Headers, subprotocols: Sequence[s
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
         yield Want(at=_NOW)
-        peer = peer_of(sock)
-        stream = NonBlockingSocket(sock)
+        stream, peer = _begun(sock)
         yield from _secure(stream, "in the TLS handshake with a client")
         handshake = ServerHandshake(supported_subprotocols=subprotocols)
         try:
@@ -143,6 +141,13 @@ def _open_server(sock: socket.socket, headers: Headers, subprotocols: Sequence[s
     scheme = "ws" if stream.secure else "wss"
     chosen = next((name for name in subprotocols if name in request.subprotocols), None)
     return Opened(stream, handshake.rest, f"{scheme}://{request.host}{request.target}", chosen, peer)
+
+
+def _begun(sock: socket.socket) -> tuple[NonBlockingSocket, tuple[str, int]]:
+    try:
+        return NonBlockingSocket(sock), peer_of(sock)
+    except OSError as exc:
+        raise dial_error(exc, "before it could be used", DialError) from exc
 
 
 def _secure(stream: NonBlockingSocket, doing: str) -> Generator[Want, None, None]:
