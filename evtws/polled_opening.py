@@ -14,6 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from .errors import DialError, HandshakeError, TLSError
@@ -89,7 +90,7 @@ def _open_client(text: str, url: URL, context: ssl.SSLContext | None, handshake:
 def _connect(url: URL, context: ssl.SSLContext | None) -> Generator[Want, None, socket.socket]:
     """A connected socket, with TLS around it where the URL says so, its handshake still to be done."""
     contexts = [] if context is None else [context]
-    aside = (lambda: contexts.append(default_context())) if url.secure and context is None else None
+    aside = partial(_load, contexts) if url.secure and context is None else None
     with Lookup(url.host, url.port, aside) as lookup:
         while not lookup.done:
             yield Want(lookup.fileno(), read=True)
@@ -106,6 +107,13 @@ def _connect(url: URL, context: ssl.SSLContext | None) -> Generator[Want, None, 
     if not url.secure:
         return race.winner
     return wrap(race.winner, contexts[0], url.host, f"in the TLS handshake with {url.host}")
+
+
+def _load(contexts: list[ssl.SSLContext]) -> None:
+    try:
+        contexts.append(default_context())
+    except OSError as exc:  # of SSLKEYLOGFILE, for one
+        raise TLSError(f"the default TLS context could not be made: {exc}") from exc
 
 
 def _any_of(race: Race) -> Want:

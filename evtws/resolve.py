@@ -150,15 +150,20 @@ class Lookup:
             self._look_up()
 
     def _look_up(self) -> None:
-        flags = socket.AI_NUMERICHOST if _is_literal(self.host) else 0
         try:
             if self._aside is not None:
                 self._aside()
+            self._found = self._ask()
+        except Exception as exc:
+            self._error = exc
+
+    def _ask(self) -> list[Address]:
+        flags = socket.AI_NUMERICHOST if _is_literal(self.host) else 0
+        try:
             found = socket.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM, flags=flags)
         except Exception as exc:  # not OSError alone: a label that is too long is a UnicodeError
-            self._error = exc
-        else:
-            self._found = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+            raise ResolveError(f"could not resolve {self.host}: {_reason(exc)}") from exc
+        return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
 
     def fileno(self) -> int:
         """Readable once there is an answer; -1 if that was at once."""
@@ -169,9 +174,9 @@ class Lookup:
         self.done = True
 
     def addresses(self) -> list[Address]:
-        """The addresses, in the system's order; at least one. Raises ResolveError."""
+        """The addresses, in the system's order; at least one. Raises ResolveError, or what `aside` raised."""
         if self._error is not None:
-            raise ResolveError(f"could not resolve {self.host}: {_reason(self._error)}") from self._error
+            raise self._error
         if not self._found:
             raise ResolveError(f"could not resolve {self.host}: it has no address")
         return self._found
