@@ -42,7 +42,7 @@ class Want(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """An opened websocket.
+    """An opened websocket, of which the last of the opening may still be unsent.
 
     `rest` is what followed the upgrade: the first frames, maybe. `url` is what was asked for, `subprotocol` None where
     none was chosen, `peer` the other end's address and port.
