@@ -345,11 +345,14 @@ class Streaming(Call):
 
     def _next(self, timeout: float | None) -> Message | None:
         while True:
+            ended = self.ended  # looked at first: what comes before the end is in the queue then
             try:
-                reply = self._replies.get(not self.ended, timeout)
+                reply = self._replies.get(not ended, timeout)
             except Empty:
-                if self.ended:
+                if ended:
                     return None  # another thread looks at the end just now
+                if self.ended:
+                    continue  # it came just when the time was up
                 raise TimeoutError from None
             if reply is not None:
                 return reply

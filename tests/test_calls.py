@@ -12,6 +12,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -466,6 +467,42 @@ def test_taking_waits_for_a_reply() -> None:
     thread = timer(call.end)
     assert call.take(SOON) is None
     thread.join()
+
+
+class Late:
+    """A queue whose first wait ends for want of time, just when something comes."""
+
+    def __init__(self, queue: Any, comes: Callable[[], object]) -> None:
+        self._queue, self._comes = queue, comes
+        self.put, self.empty, self.qsize = queue.put, queue.empty, queue.qsize
+        self._first = True
+
+    def get(self, block: bool, timeout: float | None) -> Any:
+        if self._first:
+            self._first = False
+            self._comes()
+            raise Empty
+        return self._queue.get(block, timeout)
+
+
+def test_the_last_reply_comes_when_the_time_is_up() -> None:
+    """A last reply that comes just when the time is up is taken, not lost."""
+    call = stream()
+
+    def comes() -> None:
+        call.answer(REPLY)
+        call.end()
+
+    replies: Any = Late(call._replies, comes)
+    call._replies = replies
+    assert [call.take(0), call.take(0)] == [REPLY, None]
+
+
+def test_two_threads_look_at_the_end() -> None:
+    """Whoever finds the queue of an ended stream empty, since another thread looks at its end just now, has the end."""
+    call = stream()
+    call.ended = True
+    assert call.take(None) is None
 
 
 def test_what_ended_a_stream_comes_after_its_replies() -> None:
