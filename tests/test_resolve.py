@@ -14,7 +14,7 @@ import pytest
 
 from evtws import resolve as room
 from evtws.errors import DialAborted, DialError, DialTimeout, ResolveError
-from evtws.resolve import Address, Attempt, HasFileno, blocking_wait, connect, interleave, resolve
+from evtws.resolve import Address, Attempt, HasFileno, Lookup, Race, blocking_wait, connect, interleave, resolve
 
 from .raw import RawServer, closed_port, descriptors
 from .timing import MS, SOON
@@ -78,8 +78,9 @@ class Resolver:
 
     def end(self) -> None:
         self.may_answer.set()
-        if self.thread is not None:
-            self.thread.join(SOON)
+        for thread in threading.enumerate():
+            if thread.name == "evtws-resolve":
+                thread.join(SOON)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -173,6 +174,75 @@ def test_no_descriptor_left_to_resolve(attempt: Attempt, monkeypatch: pytest.Mon
         resolve("a.example", 80, attempt)
 
 
+def answered(lookup: Lookup) -> list[Address]:
+    """Wait until there is an answer, and take it."""
+    assert blocking_wait([lookup], [], time.monotonic() + SOON) == [lookup]
+    lookup.look()
+    assert lookup.done
+    return lookup.addresses()
+
+
+def test_a_lookup_of_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lookup of a literal address is done at once; there is no descriptor to wait for, and no thread."""
+    monkeypatch.setattr(threading.Thread, "start", None)
+    with Lookup("192.0.2.1", 80) as lookup:
+        assert lookup.done
+        assert lookup.fileno() == -1
+        assert lookup.addresses() == [Address(socket.AF_INET, ("192.0.2.1", 80))]
+
+
+def test_a_lookup_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lookup of a name is not done until its descriptor is readable and `look` was called."""
+    resolver = Resolver(monkeypatch, [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 80))])
+    with Lookup("a.example", 80) as lookup:
+        assert blocking_wait([lookup], [], time.monotonic() + 10 * MS) == []
+        resolver.may_answer.set()
+        assert blocking_wait([lookup], [], time.monotonic() + SOON) == [lookup]
+        assert not lookup.done
+        assert answered(lookup) == [Address(socket.AF_INET, ("192.0.2.1", 80))]
+    resolver.end()
+
+
+def test_a_lookup_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup that is left gives its descriptor back at once, however long the resolver hangs."""
+    resolver = Resolver(monkeypatch, [])
+    with Lookup("a.example", 80) as lookup:
+        assert lookup.fileno() >= 0
+    assert lookup.fileno() == -1
+    assert not lookup.done
+    resolver.end()
+
+
+@pytest.mark.parametrize("host", ["a.example", "192.0.2.1"])
+def test_what_is_done_aside(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be done aside is done by the lookup's thread before it asks, for a literal address too."""
+    done: list[str] = []
+    resolver = Resolver(monkeypatch, [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 80))])
+
+    def aside() -> None:
+        assert resolver.thread is None
+        done.append(threading.current_thread().name)
+        resolver.may_answer.set()
+
+    with Lookup(host, 80, aside) as lookup:
+        assert answered(lookup) == [Address(socket.AF_INET, ("192.0.2.1", 80))]
+    assert done == ["evtws-resolve"]
+    resolver.end()
+
+
+def test_what_fails_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised aside is raised by `addresses` as it is, and nobody is asked."""
+    resolver = Resolver(monkeypatch, [])
+
+    def aside() -> None:
+        raise PermissionError("not yours")
+
+    with Lookup("a.example", 80, aside) as lookup, pytest.raises(PermissionError, match="not yours"):
+        answered(lookup)
+    resolver.end()
+    assert resolver.thread is None
+
+
 def test_interleave() -> None:
     """The families take turns, the first one's first, and no address comes twice."""
     six = [Address(socket.AF_INET6, (f"::{n}", 80, 0, 0)) for n in range(3)]
@@ -260,6 +330,68 @@ def test_the_losers_are_closed(attempt: Attempt, monkeypatch: pytest.MonkeyPatch
         connect([local(one.port), local(two.port)], Attempt(attempt.deadline, both)) as sock,
     ):
         assert sock.getpeername()[1] in (one.port, two.port)
+
+
+def test_a_race_begins_with_the_first(monkeypatch: pytest.MonkeyPatch, blackhole: Address) -> None:
+    """A race starts the first attempt, and no other before its time has come."""
+    monkeypatch.setattr(room, "CONNECT_DELAY", SOON)
+    with Race([blackhole, local(closed_port())]) as race:
+        assert race.running == []
+        begun = time.monotonic()
+        race.start_next()
+        assert begun + SOON <= race.next_start <= time.monotonic() + SOON
+        (first,) = race.running
+        race.start_next()
+        race.look([])
+        assert race.running == [first]
+    assert race.winner is None
+
+
+def test_a_race_step_by_step(monkeypatch: pytest.MonkeyPatch, blackhole: Address) -> None:
+    """When its time has come the next attempt starts; the first that connects wins, and the others are closed."""
+    monkeypatch.setattr(room, "CONNECT_DELAY", 20 * MS)
+    with RawServer(lambda peer: peer.hold()) as server:
+        with Race([blackhole, local(server.port)]) as race:
+            race.start_next()
+            (first,) = race.running
+            assert blocking_wait([], race.running, race.next_start) == []
+            race.start_next()
+            assert len(race.running) == 2
+            assert race.running[0] is first
+            assert race.next_start == math.inf
+            race.look(blocking_wait([], race.running, time.monotonic() + SOON))
+            assert race.running == [first]
+        assert first.fileno() == -1
+        assert race.winner is not None
+        assert race.winner.getpeername()[1] == server.port
+        race.winner.close()
+
+
+def test_a_failure_makes_the_next_one_due(blackhole: Address) -> None:
+    """An attempt that fails drops out of the race and is closed, and the next one is due at once."""
+    with Race([local(closed_port()), blackhole]) as race:
+        race.start_next()
+        (first,) = race.running
+        race.look(blocking_wait([], race.running, time.monotonic() + SOON))
+        assert race.running == []
+        assert first.fileno() == -1
+        assert race.next_start <= time.monotonic()
+
+
+def test_a_race_that_is_left(monkeypatch: pytest.MonkeyPatch, blackhole: Address) -> None:
+    """A race that is left before anybody has won gives all descriptors back."""
+    monkeypatch.setattr(room, "CONNECT_DELAY", 0.0)
+    with Race([blackhole, Address(socket.AF_INET, ("127.0.0.2", blackhole.sockaddr[1]))]) as race:
+        race.start_next()
+        runners = race.running
+    assert runners
+    assert [runner.fileno() for runner in runners] == [-1] * len(runners)
+
+
+def test_what_a_race_is_doing() -> None:
+    """A race says for a person which addresses it connects to, of many the first four."""
+    assert Race([local(n) for n in (1, 2)]).doing == "connecting to 127.0.0.1:1, 127.0.0.1:2"
+    assert Race([local(n) for n in range(1, 9)]).doing.endswith("127.0.0.1:4")
 
 
 def test_blocking_wait() -> None:
