@@ -212,6 +212,11 @@ class ClientHandshake:
         """What followed the header: the first frames."""
         return self._head.rest
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server has refused, and only the body of its answer is waited for."""
+        return self._refusal is not None
+
     def request(self) -> bytes:
         """The request to send."""
         return self._request

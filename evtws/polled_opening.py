@@ -22,7 +22,7 @@ from .handshake import ClientHandshake, ServerHandshake
 from .nonblocking import NonBlockingSocket
 from .resolve import Lookup, Race, blocking_wait
 from .target import URL
-from .wire import default_context, dial_error, wrap
+from .wire import BODY_WAIT, default_context, dial_error, wrap
 
 _T = TypeVar("_T")
 
@@ -81,8 +81,10 @@ def _open_client(text: str, url: URL, context: ssl.SSLContext | None, handshake:
         stream, peer = _begun(sock)
         yield from _secure(stream, f"in the TLS handshake with {url.host}")
         stream.unsent += handshake.request()
-        while (response := (yield from _fed(stream, handshake.feed))) is None:
-            pass
+        until = math.inf
+        while (response := (yield from _fed(stream, handshake.feed, until))) is None:
+            if handshake.is_refused and math.isinf(until):
+                until = time.monotonic() + BODY_WAIT
         undo.pop_all()
     return Opened(stream, handshake.rest, text, response.subprotocol, peer)
 
@@ -168,14 +170,18 @@ def _secure(stream: NonBlockingSocket, doing: str) -> Generator[Want, None, None
         raise dial_error(exc, doing, TLSError) from exc
 
 
-def _fed(stream: NonBlockingSocket, feed: Callable[[bytes], _T | None]) -> Generator[Want, None, _T | None]:
-    """Write what is to be written, and feed a handshake what has come."""
+def _fed(
+    stream: NonBlockingSocket, feed: Callable[[bytes], _T | None], until: float = math.inf
+) -> Generator[Want, None, _T | None]:
+    """Write what is to be written, and feed a handshake what has come; b"" if that is nothing `until` then."""
     _flush(stream)
     data = stream.read()
     while data is None:
-        yield Want(stream.sock.fileno(), read=True, write=bool(stream.unsent))
+        yield Want(stream.sock.fileno(), read=True, write=bool(stream.unsent), at=until)
         _flush(stream)
         data = stream.read()
+        if data is None and time.monotonic() >= until:
+            data = b""
     return feed(data)
 
 
@@ -197,7 +203,7 @@ def _flush(stream: NonBlockingSocket) -> None:
 def peer_of(sock: socket.socket) -> tuple[str, int]:
     """Address and port of the other end. Raises OSError for a socket that is not connected."""
     name = sock.getpeername()
-    return name[0], name[1]
+    return (name[0], name[1]) if isinstance(name, tuple) else (str(name), 0)  # a socket of AF_UNIX has no port
 
 
 def client_context(verify: bool, trusted: str | bytes | os.PathLike[str] | None) -> ssl.SSLContext:

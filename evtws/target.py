@@ -19,6 +19,7 @@ from .resolve import host_port
 _RESERVED = ("upgrade", "connection", "content-length", "transfer-encoding")
 _HOST = re.compile(r"[0-9A-Za-z._~-]+")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
@@ -123,7 +124,7 @@ def check_headers(headers: Headers) -> list[tuple[str, str]]:
             raise ValueError(f"{name!r} is no name of a header")
         if name.lower() in _RESERVED or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"the header {name} is the handshake's own")
-        if any(char in "\r\n\0" or char > "\xff" for char in value):
+        if not _VALUE.fullmatch(value):
             raise ValueError(f"the value of the header {name} is no text of one Latin-1 line")
     return pairs
 

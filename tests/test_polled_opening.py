@@ -663,6 +663,19 @@ def test_a_refusal_until_the_end(place: Place) -> None:
     assert (caught.value.status, caught.value.body) == (503, b"later")
 
 
+def test_a_refusal_whose_body_never_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal whose body does not end is told after a moment, with what came of the body."""
+    monkeypatch.setattr("evtws.polled_opening.BODY_WAIT", 20 * MS)
+
+    def script(peer: Peer) -> None:
+        peer.answer("HTTP/1.1 401 Unauthorized", body=b"who?")
+        peer.hold()
+
+    with place.raw(script) as server, pytest.raises(HandshakeError) as caught:
+        run(place.asking(server.url))
+    assert (caught.value.status, caught.value.body) == (401, b"who?")
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -929,3 +942,11 @@ def test_peer_of_nobody() -> None:
     """A socket that is not connected has no peer: an OSError."""
     with socket.socket() as sock, pytest.raises(OSError, match=r"connected|argument"):
         peer_of(sock)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this platform has no such sockets")
+def test_peer_of_a_socket_without_a_port() -> None:
+    """The other end of a socket of AF_UNIX has no port."""
+    here, there = socket.socketpair()
+    with here, there:
+        assert peer_of(here)[1] == 0

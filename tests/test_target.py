@@ -87,6 +87,8 @@ def test_headers_are_pairs() -> None:
         ("X-Token", "secret\r\nX: y"),
         ("X-Token", "secret\n"),
         ("X-Token", "secret\0"),
+        ("X-Token", "secret\x01"),
+        ("X-Token", "secret\x7f"),
         ("X-Token", "secret\u0100"),
         ("X Token", "secret"),
         ("X-Token:", "secret"),
