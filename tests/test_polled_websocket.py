@@ -278,6 +278,19 @@ def test_the_peer_closes(make: Make) -> None:
     ends.near.exchange()  # nothing is left to do
 
 
+@pytest.mark.parametrize("fault", [False, True], ids=["close frame", "fault"])
+def test_packets_before_the_end_can_be_answered(make: Make, fault: bool) -> None:
+    """A close frame or a fault that comes right behind packets is left to the next exchange, and it says so."""
+    ends = make()
+    end = b"\xff\xff" if fault else encode_close(1000, "", masked=ends.far.masked)
+    ends.far.sock.sendall(encode_message("question", masked=ends.far.masked) + end)
+    ends.poll_until(lambda: len(ends.inbox))
+    assert (ends.near.has_more, ends.near.close_frame, ends.near.error) == (True, None, None)
+    ends.near.send("answer")
+    ends.near.exchange()
+    assert ends.far.read(2) == ["answer", Close(1002 if fault else 1000, "")]
+
+
 def test_a_close_frame_without_a_code(make: Make) -> None:
     """A close frame that has no code is answered by one that has none."""
     ends = make()
