@@ -1,7 +1,9 @@
-"""A scriptable websocket server for tests and demonstrations, and certificates for it."""
+"""For tests and demonstrations: a scriptable websocket server, certificates for it, a proxy of faults, a clock."""
 
 from .certificates import tls_contexts
 from .client_connection import ClientConnection
+from .direction import Direction
+from .fault_proxy import FaultProxy
 from .server import Reply, Server
 
-__all__ = ["ClientConnection", "Reply", "Server", "tls_contexts"]
+__all__ = ["ClientConnection", "Direction", "FaultProxy", "Reply", "Server", "tls_contexts"]

@@ -10,7 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 Ready = Callable[[int], None]
 
@@ -62,6 +65,22 @@ class Loop:
                 self._wake_out.send(b"\0")
             except OSError:
                 pass  # stopped
+
+    def call_and_wait(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Run `function(*args)` in the loop's next turn and return, or raise, what it does.
+
+        From any other thread, and only while the loop runs.
+        """
+        done: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(*args))
+            except Exception as exc:
+                done.set_exception(exc)
+
+        self.soon(run)
+        return done.result()
 
     def later(self, delay: float, function: Callable[[], object]) -> None:
         """Run `function()` after `delay` seconds. From the loop's own thread only."""
