@@ -4,6 +4,7 @@ from .certificates import tls_contexts
 from .client_connection import ClientConnection
 from .direction import Direction
 from .fault_proxy import FaultProxy
+from .manual_clock import ManualClock
 from .server import Reply, Server
 
-__all__ = ["ClientConnection", "Direction", "FaultProxy", "Reply", "Server", "tls_contexts"]
+__all__ = ["ClientConnection", "Direction", "FaultProxy", "ManualClock", "Reply", "Server", "tls_contexts"]
