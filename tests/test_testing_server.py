@@ -16,6 +16,7 @@ import websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from evtws import WebSocketPeer
 from evtws.frames import Opcode, encode, encode_message
 from evtws.handshake import UpgradeRequest
 from evtws.nonblocking import NonBlockingSocket
@@ -193,6 +194,51 @@ def test_on_handshake_refuses(context: ssl.SSLContext | None, dial: Any) -> None
         assert server.connections == []
         with dial(server):
             assert only(server).is_open
+
+
+@pytest.mark.parametrize("status", [101, 403])
+def test_on_handshake_answers_late(dial: Any, status: int) -> None:
+    """A Reply with a delay is the answer after so many seconds."""
+    with Server(on_handshake=lambda _: Reply(status, delay=30 * MS)) as server:
+        began = time.monotonic()
+        if status == 101:
+            with dial(server) as peer:
+                peer.send("x")
+                assert server.wait_for(1, SOON)
+        else:
+            with pytest.raises(InvalidStatus), dial(server):
+                pass
+        assert time.monotonic() - began >= 30 * MS
+
+
+def test_a_late_answer_that_cannot_be_given(dial: Any) -> None:
+    """A late Reply that cannot be given ends that client, and is raised at the end."""
+    server = Server(on_handshake=lambda _: Reply(subprotocol="not offered", delay=MS))
+    with pytest.raises(Exception, match=r"."), dial(server):
+        pass
+    with pytest.raises(ValueError, match="not offered"):
+        server.__exit__(None, None, None)
+
+
+def test_a_late_answer_of_a_server_that_was_closed() -> None:
+    """A server that is closed before a late answer gives none."""
+    asked = threading.Event()
+
+    def judge(_: UpgradeRequest) -> Reply:
+        asked.set()
+        return Reply(delay=10 * MS)
+
+    with Server(on_handshake=judge) as server:
+        peer = WebSocketPeer()
+        peer.connect_to_url(server.url)
+        deadline = time.monotonic() + SOON
+        while not asked.is_set():
+            assert time.monotonic() < deadline
+            peer.poll()
+        server.loop.call(next(iter(server._clients)).end)
+        server.wait_for(lambda: False, 30 * MS)
+        assert server.errors == []
+        peer.close(-1)
 
 
 def test_on_handshake_that_raises_is_a_500(dial: Any) -> None:

@@ -13,7 +13,7 @@ from ..handshake import ServerHandshake, UpgradeRequest
 from ..nonblocking import NonBlockingSocket
 
 if TYPE_CHECKING:
-    from .server import Server
+    from .server import Reply, Server
 
 _HIGH_WATER = 8 << 20  # bytes unsent above which a client that does not read is not read either
 _LINGER = 1.0  # seconds that a client has to close its side after our FIN
@@ -23,6 +23,7 @@ _BATCH = 256
 class _Phase(enum.Enum):
     TLS = enum.auto()
     HTTP = enum.auto()
+    ANSWERING = enum.auto()  # a script lets the client wait
     OPEN = enum.auto()
     ENDING = enum.auto()  # nothing counts any more: what is unsent goes out, a FIN, and we await the client's
     GONE = enum.auto()
@@ -151,7 +152,7 @@ class ClientConnection:
     def _wanted(self) -> int:
         if self._phase is _Phase.TLS:
             return self._wire.wants
-        if self._phase is _Phase.GONE:
+        if self._phase in (_Phase.ANSWERING, _Phase.GONE):
             return 0
         writing = selectors.EVENT_WRITE if self._wire.unsent else 0
         if self._phase is _Phase.OPEN and (self._paused or self._delivery_due or len(self._wire.unsent) > _HIGH_WATER):
@@ -180,6 +181,23 @@ class ClientConnection:
             return
         self.request = request
         reply = self._server.answer(request)
+        if reply.delay > 0:
+            self._phase = _Phase.ANSWERING
+            self._loop.later(reply.delay, lambda: self._answer_late(reply))
+        else:
+            self._answer(reply)
+
+    def _answer_late(self, reply: Reply) -> None:
+        if self._phase is not _Phase.ANSWERING:
+            return  # the server was closed meanwhile
+        self._phase = _Phase.HTTP
+        try:
+            self._answer(reply)
+        except Exception:
+            self.end()
+            raise
+
+    def _answer(self, reply: Reply) -> None:
         if reply.status != 101:
             self._refuse(self._handshake.reject(reply.status, reply.headers, reply.body))
             return

@@ -24,7 +24,7 @@ _CLOSE_TIMEOUT = 2.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer to an upgrade request: 101 accepts it, any other status refuses it.
+    """What to answer to an upgrade request: 101 accepts it, any other status refuses it; after `delay` seconds.
 
     `subprotocol` None lets the server choose; it and `headers` may be given with a 101, `headers` and `body`
     with a refusal.
@@ -34,6 +34,7 @@ class Reply:
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     subprotocol: str | None = None
+    delay: float = 0.0
 
 
 _ACCEPT = Reply()
