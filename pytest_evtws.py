@@ -1,4 +1,4 @@
-"""The pytest plugin of evtws: a websocket server as a fixture, for the tests of your application.
+"""The pytest plugin of evtws: a websocket server and a fault proxy as fixtures, for the tests of your application.
 
 A test that uses one of them fails if it leaves a thread running, a socket open or a Connection unclosed.
 """
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from evtws.testing import Server
+    from evtws.testing import FaultProxy, Server
 
 T = TypeVar("T")
 
 #: Seconds that threads and sockets have to go away after the test.
 GRACE = 2.0
 
-_KIT = "evtws-testing"  # what the names of the threads of servers begin with
+_KIT = ("evtws-testing", "evtws-fault-proxy")  # what the names of the threads of servers and proxies begin with
 _DESCRIPTORS = "/proc/self/fd"  # where there is one
 _DROPPED = r"unclosed (<socket|<ssl|transport)|a Connection was dropped"  # what a ResourceWarning begins with
 
@@ -51,13 +51,21 @@ def evtws_tls_server(_evtws_kit: ExitStack) -> Server:
 
 
 @pytest.fixture
+def evtws_fault_proxy(_evtws_kit: ExitStack) -> Callable[[Server], FaultProxy]:
+    """A function: `evtws_fault_proxy(server)` is a new `FaultProxy` in front of that server."""
+    from evtws.testing import FaultProxy
+
+    return lambda server: _evtws_kit.enter_context(FaultProxy(server.port))
+
+
+@pytest.fixture
 def evtws_no_leaks(_evtws_kit: ExitStack) -> None:
     """The test fails if it leaves a thread running, a socket open or a Connection unclosed."""
 
 
 @pytest.fixture
 def _evtws_kit() -> Iterator[ExitStack]:
-    """Closes the servers after the test, and fails the test if it leaves anything else behind."""
+    """Closes the servers and the proxies after the test, and fails the test if it leaves anything else behind."""
     _forget_earlier_failure()
     threads, sockets = set(threading.enumerate()), set(_open_sockets())
 
@@ -97,7 +105,7 @@ def _wait_for_end(look: Callable[[], list[T]]) -> list[T]:
 
 def _describe_thread(thread: threading.Thread) -> str:
     if thread.name.startswith(_KIT):
-        remedy = "close() the server"
+        remedy = "close() the server or the proxy"
     elif thread.name.startswith("evtws-"):
         remedy = "close() the connection"
     else:

@@ -105,7 +105,7 @@ def test_imports_evtws_late() -> None:
 def test_fixtures_explain_themselves(inner: Inner) -> None:
     """`pytest --fixtures` shows each fixture with its docstring."""
     result = inner.run("", "--fixtures")
-    for name in ("evtws_server", "evtws_tls_server", "evtws_no_leaks"):
+    for name in ("evtws_server", "evtws_tls_server", "evtws_fault_proxy", "evtws_no_leaks"):
         result.stdout.re_match_lines([rf"{name} -- .*pytest_evtws\.py:\d+", r"    \w+"])
 
 
@@ -132,6 +132,26 @@ def test_servers(inner: Inner) -> None:
     result.assert_outcomes(passed=4)
 
 
+def test_fault_proxies(inner: Inner) -> None:
+    """A test makes as many proxies as it likes, in front of any server; they are closed after it."""
+    result = inner.run(
+        """
+        def test_through(evtws_fault_proxy, evtws_server, evtws_tls_server):
+            for server in (evtws_server, evtws_tls_server, evtws_server):
+                server.on_message = lambda client, body: client.send(body)
+                proxy = evtws_fault_proxy(server)
+                url = proxy.url_of(server.url)
+                with evtws.connect(url, ssl=server.client_ssl, match_msg=evtws.in_order) as connection:
+                    assert connection.request("hello", timeout=20).body == "hello"
+                assert proxy.connections == 1
+            assert evtws_server.dials == 2
+        """,
+        "-W",
+        "error",
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_script_errors_fail_the_test(inner: Inner) -> None:
     """What a script function raised fails the test at its end."""
     inner.fails(
@@ -150,7 +170,7 @@ def test_script_errors_fail_the_test(inner: Inner) -> None:
 # What fails a test
 
 
-@pytest.mark.parametrize("fixture", ["evtws_server", "evtws_tls_server", "evtws_no_leaks"])
+@pytest.mark.parametrize("fixture", ["evtws_server", "evtws_tls_server", "evtws_fault_proxy", "evtws_no_leaks"])
 def test_a_thread_that_runs_on(inner: Inner, fixture: str) -> None:
     """With any of the fixtures, a thread that the test leaves running fails it, by name."""
     inner.fails(
@@ -216,7 +236,7 @@ def test_a_server_that_stays_open(inner: Inner) -> None:
         def test_server(evtws_no_leaks, keep):
             keep.enter_context(Server())
         """,
-        "the test left a thread running: <Thread(evtws-testing-server, *)>: close() the server",
+        "the test left a thread running: <Thread(evtws-testing-server, *)>: close() the server or the proxy",
     )
 
 
@@ -279,6 +299,25 @@ def test_fixtures_of_the_user(inner: Inner) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_what_a_proxy_holds(inner: Inner) -> None:
+    """What a proxy of the fixture still holds after the test is no leak of the test."""
+    result = inner.run(
+        """
+        def test_half_open(evtws_server, evtws_fault_proxy):
+            proxy = evtws_fault_proxy(evtws_server)
+            connection = evtws.Connection(close_timeout=0)
+            connection.dial(proxy.url_of(evtws_server.url))
+            proxy.half_open_all()
+            connection.close()
+            assert evtws_server.connections
+            evtws_fault_proxy(evtws_server).down()
+        """,
+        "-W",
+        "error",
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_threads_have_time_to_end(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that ends a moment after the test is no leak."""
     monkeypatch.setattr(pytest_evtws, "GRACE", SOON)
@@ -291,20 +330,30 @@ def test_threads_have_time_to_end(inner: Inner, monkeypatch: pytest.MonkeyPatch)
     result.assert_outcomes(passed=1)
 
 
-def test_leaks_of_an_earlier_test(inner: Inner) -> None:
-    """What a failed test before left open in its traceback is not blamed on the next one."""
+@pytest.mark.parametrize("earlier", ["traceback", "circle"])
+def test_leaks_of_an_earlier_test(inner: Inner, earlier: str) -> None:
+    """What a test before left open, in the traceback of its failure or in a circle, is not blamed on the next one."""
     result = inner.run(
         """
-        def test_fails(evtws_server):
-            sock = socket.create_connection(("127.0.0.1", evtws_server.port))
-            pytest.fail("first")
+        import gc, sys
 
-        def test_passes(evtws_server):
-            pass
-        """
+        def test_traceback():
+            sys.last_type = sys.last_traceback = sys.last_exc = None
+            sys.last_value = socket.socket()  # pytest keeps a failure there, with its traceback
+
+        def test_circle():
+            circle = [socket.socket()]
+            circle.append(circle)
+
+        def test_next(evtws_server):
+            gc.collect()
+        """,
+        "-W",
+        "ignore::ResourceWarning",
+        "-k",
+        f"{earlier} or next",
     )
-    result.assert_outcomes(failed=1, errors=1, passed=1)
-    result.stdout.fnmatch_lines(["ERROR *::test_fails*"])
+    result.assert_outcomes(passed=2, deselected=1)
 
 
 def test_tests_without_the_fixtures(inner: Inner) -> None:
