@@ -4,6 +4,8 @@ import contextlib
 import inspect
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,13 @@ import evtws
 from evtws import errors
 from evtws.options import Options
 
+from .timing import SOON
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ALL_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = [block for block in ALL_BLOCKS if "\ndef test_" not in block]
+TEST_FILES = [block for block in ALL_BLOCKS if "\ndef test_" in block]
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")]
 
 
@@ -31,6 +37,16 @@ def test_example_runs(block: str) -> None:
 def _timeless(line: str) -> str:
     """A line without the seconds in it, of which a busy machine may need more."""
     return re.sub(r"\d\.\d s", "so many s", line)
+
+
+def test_test_file_passes(tmp_path: Path) -> None:
+    """The test file passes in a project of its own, without a warning, and is short."""
+    (test_file,) = TEST_FILES
+    assert len(test_file.splitlines()) <= 22
+    (tmp_path / "test_application.py").write_text(test_file, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=6 * SOON, check=False)
+    assert " 2 passed in " in result.stdout, result.stdout + result.stderr
 
 
 def test_there_are_promises_to_keep() -> None:
