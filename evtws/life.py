@@ -80,7 +80,8 @@ class Life:
     def state_changed(self) -> None:
         """Wake who waits for a state; requires the lock."""
         self.changed.notify_all()
-        if self.session.state in (State.CLOSING, State.CLOSED):
+        # Not where the Connection is gone already: whoever hears of that has to say that it was dropped.
+        if self.session.state in (State.CLOSING, State.CLOSED) and self.connection() is not None:
             self.ended.set()
 
     def check_process(self) -> None:

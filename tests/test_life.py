@@ -115,6 +115,20 @@ def test_after_an_interrupt(error: ConnectionLost | None) -> None:
         life.after_interrupt()  # nothing to write to
 
 
+def test_a_connection_that_is_gone() -> None:
+    """The end of a life whose Connection is gone does not hide that it was dropped unclosed."""
+    with living() as life:
+        here, life.connection = life.connection, weakref.ref(Connection())
+        life.session.close(evtws.ConnectionClosed(1000, by_peer=False), 0.0, None)
+        told = []
+        for reference in (life.connection, here):
+            life.connection = reference
+            with life.lock:
+                life.state_changed()
+            told.append(life.ended.is_set())
+        assert told == [False, True]
+
+
 def test_a_forked_child() -> None:
     """In a forked child nothing of the life may be touched."""
     with living() as life:
