@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from evtws import Connection, ReconnectPolicy
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, RawServer, Server
 
 from .faults.support import Ear, until
-from .raw import RawServer, descriptors
+from .raw import descriptors
 from .timing import MS
 
 #: Dials again almost at once.

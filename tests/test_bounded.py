@@ -15,11 +15,11 @@ import pytest
 import trustme
 
 from evtws import Connection, ConnectionLost, EvtwsError, Message, NotConnected, ReconnectPolicy, State
-from evtws.testing import Server
+from evtws.testing import RawConnection, RawServer, Server
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .live import NEVER, hold
-from .raw import Peer, RawServer, descriptors
+from .raw import descriptors
 from .timing import MS, SOON
 
 #: The timeout that `close` is given, unless said otherwise, and what it may take beyond it.
@@ -97,12 +97,12 @@ def test_a_send_that_is_under_way(contexts: tuple[Any, Any]) -> None:
         assert until(lambda: not server.connections)
 
 
-def silent(peer: Peer) -> None:
+def silent(peer: RawConnection) -> None:
     """Read the request and never answer."""
     peer.hold()
 
 
-def drip(peer: Peer) -> None:
+def drip(peer: RawConnection) -> None:
     """Answer the request byte by byte, without an end."""
     peer.read_request()
     peer.send(b"HTTP/1.1 101 Switching Protocols\r\nX: ")
@@ -117,10 +117,10 @@ def test_a_handshake(script: Any, contexts: tuple[Any, Any]) -> None:
     with RawServer(script, context=contexts[0]) as server, nothing_left():
         connection = Connection(ssl=contexts[1], connect_timeout=None)
         future = dialling(connection, server.url)
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         close_in_time(connection)
         assert isinstance(future.exception(SOON), NotConnected)
-        assert until(lambda: server.peers[0].sock.fileno() < 0)
+        assert until(lambda: server.connections[0].sock.fileno() < 0)
 
 
 @pytest.mark.parametrize("script", [silent, drip])
@@ -132,7 +132,7 @@ def test_a_handshake_times_out(script: Any, contexts: tuple[Any, Any]) -> None:
         with pytest.raises(TimeoutError):
             connection.dial(server.url)
         assert time.monotonic() - began < 700 * MS
-        assert until(lambda: server.peers[0].sock.fileno() < 0)
+        assert until(lambda: server.connections[0].sock.fileno() < 0)
 
 
 def test_a_tls_handshake(contexts: tuple[Any, Any]) -> None:
@@ -140,10 +140,10 @@ def test_a_tls_handshake(contexts: tuple[Any, Any]) -> None:
     with RawServer(silent) as server, nothing_left():
         connection = Connection(ssl=contexts[1], connect_timeout=None)
         future = dialling(connection, server.url.replace("ws:", "wss:"))
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         close_in_time(connection)
         assert isinstance(future.exception(SOON), NotConnected)
-        assert until(lambda: server.peers[0].sock.fileno() < 0)
+        assert until(lambda: server.connections[0].sock.fileno() < 0)
 
 
 def test_a_silent_close(contexts: tuple[Any, Any]) -> None:
@@ -166,7 +166,7 @@ def test_a_silent_close(contexts: tuple[Any, Any]) -> None:
 def test_a_peer_that_never_ends_tcp(contexts: tuple[Any, Any]) -> None:
     """A peer that answers our close frame and does not end TCP is left when `close`'s timeout has passed."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         peer.receive(8)
         peer.send(b"\x88\x02\x03\xe8")
@@ -176,7 +176,7 @@ def test_a_peer_that_never_ends_tcp(contexts: tuple[Any, Any]) -> None:
         connection = Connection(ssl=contexts[1])
         connection.dial(server.url)
         close_in_time(connection)
-        assert until(lambda: server.peers[0].sock.fileno() < 0)
+        assert until(lambda: server.connections[0].sock.fileno() < 0)
 
 
 def test_a_backoff(contexts: tuple[Any, Any]) -> None:

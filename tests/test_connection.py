@@ -31,11 +31,11 @@ from evtws import (
     UserCodeError,
     WouldDeadlock,
 )
-from evtws.testing import ClientConnection, Reply, Server
+from evtws.testing import ClientConnection, RawConnection, RawServer, Reply, Server
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .live import NEVER, QUICK, collect, dialled, hold, nothing_leaks
-from .raw import Peer, RawServer, closed_port
+from .raw import closed_port
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -69,7 +69,7 @@ def test_a_dial_raises_what_ended_the_first_attempt(reconnect: bool | ReconnectP
 def test_a_dial_whose_connection_is_lost_at_once() -> None:
     """`dial` returns, too, when the connection was opened and lost before it could look."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response() + b"\x88\x00")
         peer.hold()
@@ -289,7 +289,7 @@ def test_close_during_a_dial() -> None:
     connection = Connection(connect_timeout=None)
     with RawServer(lambda peer: peer.hold()) as server, ThreadPoolExecutor(1) as pool:
         dialling = pool.submit(connection.dial, server.url)
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         began = time.monotonic()
         connection.close(timeout=SOON)
         with pytest.raises(NotConnected, match="before the connection was open"):

@@ -20,8 +20,9 @@ from evtws import dial as room
 from evtws.dial import CookieJar, Target, Upgraded, blocking_wait, default_context, dial, parse_url
 from evtws.errors import DialAborted, DialError, DialTimeout, HandshakeError, InvalidURL, ProxyError
 from evtws.resolve import HasFileno
+from evtws.testing import RawConnection, RawServer
 
-from .raw import Peer, RawServer, Script, closed_port, descriptors, upgrading
+from .raw import Script, closed_port, descriptors, upgrading
 from .timing import MS, SOON
 
 
@@ -65,7 +66,7 @@ upgrade = upgrading()
 def test_upgraded() -> None:
     """A dialled socket does not block, has TCP_NODELAY, and comes with the answer and what followed it."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response("Date: now", "Sec-WebSocket-Protocol: b") + b"\x81\x02hi")
         peer.hold()
@@ -84,7 +85,7 @@ def test_the_request() -> None:
     """The request is an upgrade of the URL's resource with the given headers, and without an Origin."""
     with RawServer(upgrade) as server:
         opened(Target(server.url + "a;b?c=d", headers=[("X-A", "é"), ("X-A", "2")]))
-        first_line, *lines = server.peers[0].request.split("\r\n")
+        first_line, *lines = server.connections[0].request.split("\r\n")
     assert first_line == "GET /a;b?c=d HTTP/1.1"
     assert sorted(line for line in lines if not line.startswith("Sec-WebSocket-Key: ")) == [
         "",
@@ -129,13 +130,13 @@ def test_credentials_in_the_url() -> None:
     """User and password of the URL become an Authorization header."""
     with RawServer(upgrade) as server:
         opened(Target(server.url.replace("//", "//u:p@")))
-        assert server.peers[0].header("Authorization") == "Basic dTpw"
+        assert server.connections[0].header("Authorization") == "Basic dTpw"
 
 
 def test_cookies_come_back() -> None:
     """A cookie goes back to its host by the same jar, beside the user's own, and by no other."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response("Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "Set-Cookie: c=3; Secure"))
         peer.hold()
@@ -146,7 +147,7 @@ def test_cookies_come_back() -> None:
         opened(Target(server.url + "x", headers={"Cookie": "own=0"}), jar)
         opened(Target(server.url), jar)
         opened(Target(server.url))
-        sent = [peer.header("Cookie") for peer in server.peers]
+        sent = [peer.header("Cookie") for peer in server.connections]
     assert sent == [None, "own=0; b=2; a=1", "a=1", None]
 
 
@@ -158,7 +159,7 @@ def test_a_refusal_sets_cookies_too() -> None:
         for _ in range(2):
             with pytest.raises(HandshakeError):
                 opened(Target(server.url), jar)
-        assert [peer.header("Cookie") for peer in server.peers] == [None, "a=1"]
+        assert [peer.header("Cookie") for peer in server.connections] == [None, "a=1"]
 
 
 def test_cookies_are_bounded() -> None:
@@ -180,7 +181,7 @@ def test_the_jar_of_the_process_is_left_alone() -> None:
             before = str(_handshake.CookieJar.jar)
             opened(Target(server.url))
             assert str(_handshake.CookieJar.jar) == before
-            assert server.peers[0].header("Cookie") is None
+            assert server.connections[0].header("Cookie") is None
         finally:
             _handshake.CookieJar.jar.clear()
 
@@ -201,7 +202,7 @@ def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def routed(routes: dict[str, Script]) -> Script:
     """A script that answers each resource as `routes` says."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         routes[peer.read_request().split(" ")[1]](peer)
 
     return script
@@ -212,7 +213,7 @@ def redirect(location: str | None, status: int = 302) -> Script:
     return lambda peer: peer.send("\r\n".join([*lines, "", ""]).encode())
 
 
-def accepted(peer: Peer) -> None:
+def accepted(peer: RawConnection) -> None:
     peer.send(peer.response())
     peer.hold()
 
@@ -226,7 +227,7 @@ def test_redirects_within_the_origin(status: int) -> None:
         routes["/e"] = accepted
         url = server.url.replace("//", "//u:p@")
         assert opened(Target(url, redirects=3)).status == 101
-        assert [peer.header("Authorization") for peer in server.peers] == ["Basic dTpw"] * 4
+        assert [peer.header("Authorization") for peer in server.connections] == ["Basic dTpw"] * 4
 
 
 @pytest.mark.parametrize("allowed", [0, 2])
@@ -235,7 +236,7 @@ def test_redirects_are_bounded(allowed: int) -> None:
     with RawServer(routed({"/": redirect("/")})) as server:
         with pytest.raises(HandshakeError) as caught:
             opened(Target(server.url, redirects=allowed))
-        assert len(server.peers) == allowed + 1
+        assert len(server.connections) == allowed + 1
     assert caught.value.status == 302
     assert caught.value.headers["location"] == "/"
 
@@ -259,7 +260,7 @@ def test_redirects_elsewhere(location: str | None, where: str) -> None:
         routes["/"] = redirect(location and location.format(port=server.port))
         with pytest.raises(HandshakeError, match=f"redirects to {where}: 302") as caught:
             opened(Target(server.url, redirects=9, headers={"Authorization": "secret"}))
-        assert len(server.peers) == 1
+        assert len(server.connections) == 1
     assert caught.value.status == 302
     assert "secret" not in str(caught.value)
 
@@ -269,13 +270,13 @@ def test_no_redirect() -> None:
     with RawServer(routed({"/": lambda peer: peer.send(b"HTTP/1.1 403 No\r\n\r\n")})) as server:
         with pytest.raises(HandshakeError, match="403 Forbidden"):
             opened(Target(server.url, redirects=1))
-        assert len(server.peers) == 1
+        assert len(server.connections) == 1
 
 
 def test_an_http_proxy(authority: trustme.CA) -> None:
     """Through an HTTP proxy the tunnel comes first, then TLS and the upgrade with the target's own name."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         assert peer.read_request().startswith("CONNECT b.example:443 ")
         peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
         peer.start_tls(server_context(authority))
@@ -285,7 +286,7 @@ def test_an_http_proxy(authority: trustme.CA) -> None:
         context = client_context(authority)
         upgraded = opened(Target("wss://b.example/", ssl_context=context, proxy=f"127.0.0.1:{server.port}"))
         assert upgraded.status == 101
-        assert server.peers[0].header("Host") == "b.example"
+        assert server.connections[0].header("Host") == "b.example"
 
 
 def test_a_proxy_that_is_not_there() -> None:
@@ -326,7 +327,7 @@ class Closing:
 def silent_at(stage: str, authority: trustme.CA) -> Script:
     """A server that goes as far as `stage` and is silent then."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         if stage != "proxy":
             peer.read_request()
             peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -404,7 +405,7 @@ def test_what_websocket_client_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dials_at_once() -> None:
     """Threads that dial at the same time get each its own answer and cookies."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         name = peer.read_request().split(" ")[1][1:]
         peer.send(peer.response(f"X-Name: {name}", f"Set-Cookie: name={name}"))
         peer.hold()
@@ -447,7 +448,7 @@ def test_the_errors_of_parse_url_are_the_dials() -> None:
 def test_an_answer_that_is_no_upgrade(old: str, new: str, why: str) -> None:
     """A 101 that breaks a rule is a HandshakeError that names the header."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response().replace(old.encode(), new.encode()))
 

@@ -20,11 +20,10 @@ from evtws.frames import encode_close
 from evtws.opening import Opening
 from evtws.pulse import Pulse
 from evtws.reconnect import ReconnectPolicy
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, RawConnection, RawServer, Server
 
 from .faults.support import Ear, ask, echo, frame, only_client, until
 from .live import NEVER, QUICK, dialled, hold, nothing_leaks
-from .raw import Peer, RawServer
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -186,7 +185,7 @@ def test_a_strategy_that_raises_at_the_first_attempt() -> None:
         raise ZeroDivisionError("mine")
 
     connection = Connection(**ear.options, reconnect=ReconnectPolicy(wait=wait))
-    with RawServer(Peer.reset) as server, pytest.raises(EvtwsError):
+    with RawServer(RawConnection.reset) as server, pytest.raises(EvtwsError):
         connection.dial(server.url, retry=True)
     assert connection.state is State.CLOSED
     ear.wait_for(lambda: len(ear.errors) == 2)
@@ -197,10 +196,10 @@ def test_a_strategy_that_raises_at_the_first_attempt() -> None:
 # -- farewells
 
 
-def closing(code: int) -> Callable[[Peer], None]:
+def closing(code: int) -> Callable[[RawConnection], None]:
     """A script that sends a close frame, reads all that comes, and never ends TCP by itself."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         peer.send(encode_close(code, "", masked=False))
         peer.hold()
@@ -214,7 +213,7 @@ def test_a_peer_that_never_ends_tcp() -> None:
     began = time.monotonic()
     ends: list[float] = []
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         closing(1001)(peer)
         ends.append(time.monotonic() - began)
 
@@ -245,7 +244,7 @@ def test_a_farewell_reads_into_nothing() -> None:
     """What a peer still sends after a close frame is read, so that it can read ours, and is delivered to nobody."""
     ear = Ear()
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         peer.send(encode_close(1001, "", masked=False) + frame(0x81, b'"late"') * 10_000)
         head = peer.receive(2)
@@ -263,7 +262,7 @@ def test_a_farewell_reads_what_is_on_its_way() -> None:
     ear = Ear()
     order: list[str] = []
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         if order:  # the next connection, which may be open before it is closed
             peer.hold()

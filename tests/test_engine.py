@@ -24,11 +24,10 @@ from evtws import (
     in_order,
 )
 from evtws import engine as engine_module
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, RawServer, Server
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .live import NEVER, QUICK, collect, dialled, hold, nothing_leaks
-from .raw import RawServer
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -245,11 +244,11 @@ def test_reconnect_now_during_a_dial() -> None:
     connection = Connection(reconnect=NEVER)
     with RawServer(lambda peer: peer.hold()) as server, ThreadPoolExecutor(1) as pool:
         dialling = pool.submit(connection.dial, server.url)
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         connection.reconnect_now()
         connection.close()
         assert isinstance(dialling.exception(SOON), NotConnected)
-        assert len(server.peers) == 1
+        assert len(server.connections) == 1
 
 
 def test_a_crash_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

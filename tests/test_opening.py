@@ -14,11 +14,10 @@ import trustme
 import evtws
 from evtws import Connection, DialError, NotConnected, PrepareError, ReplyTimeout, ResolveError, State
 from evtws import opening as opening_module
-from evtws.testing import Server
+from evtws.testing import RawConnection, RawServer, Server
 
 from .faults.support import Ear, ask, echo, only_client, until
 from .live import NEVER, QUICK, dialled, hold, nothing_leaks
-from .raw import Peer, RawServer
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -166,7 +165,7 @@ def test_timers_are_served_during_a_dial() -> None:
     ear = Ear()
     first = [True]
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         if first.pop() if first else False:
             peer.upgrade()
             peer.send(b"\x88\x00")
@@ -175,7 +174,7 @@ def test_timers_are_served_during_a_dial() -> None:
     with RawServer(script) as server:
         connection = Connection(**ear.options, reconnect=QUICK, outbox=5, connect_timeout=None)
         connection.dial(server.url)
-        assert until(lambda: len(server.peers) == 2)
+        assert until(lambda: len(server.connections) == 2)
         began = time.monotonic()
         late = connection.submit(ask(1), SOON)
         early = connection.submit(ask(2), 50 * MS)
@@ -196,12 +195,12 @@ def test_close_aborts_a_dial() -> None:
     connection = Connection(reconnect=QUICK)
     with RawServer(lambda peer: peer.hold()) as server, ThreadPoolExecutor(1) as pool:
         dialling = pool.submit(connection.dial, server.url)
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         began = time.monotonic()
         connection.close(timeout=SOON)
         assert time.monotonic() - began < 500 * MS
         assert isinstance(dialling.exception(SOON), NotConnected)
-        assert len(server.peers) == 1
+        assert len(server.connections) == 1
 
 
 def test_close_between_the_upgrade_and_open(monkeypatch: pytest.MonkeyPatch) -> None:

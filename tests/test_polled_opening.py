@@ -28,10 +28,11 @@ from evtws.handshake import HEADER_LIMIT
 from evtws.nonblocking import NonBlockingSocket
 from evtws.polled_opening import Headers, Opened, Opening, Want, client_context, open_client, open_server, peer_of
 from evtws.target import parse_url
+from evtws.testing import RawConnection, RawServer
 
 from .faults.support import until
 from .live import nothing_leaks as nothing_leaks
-from .raw import Peer, RawServer, Script, closed_port, descriptors, refusing, upgrading
+from .raw import Script, closed_port, descriptors, refusing, upgrading
 from .timing import MS, SOON
 
 BLOCKED = 1000 * MS  # a step that took so long has waited for something
@@ -281,7 +282,7 @@ def test_the_clients_request(place: Place) -> None:
     """The request is for the URL's resource on the URL's host, with the headers that were given."""
     with place.raw(upgrading()) as server:
         opened(place.asking(server.url + "a;b?c=d", headers=[("X-A", "é"), ("X-A", "2")]))
-        request = server.peers[0].request.split("\r\n")
+        request = server.connections[0].request.split("\r\n")
     assert request[0] == "GET /a;b?c=d HTTP/1.1"
     assert {f"Host: 127.0.0.1:{server.port}", "X-A: é", "X-A: 2"} <= set(request)
 
@@ -298,8 +299,8 @@ def test_credentials_in_the_url(userinfo: str, given: list[tuple[str, str]], sen
     """User and password of the URL become an Authorization header, unless one was given."""
     with RawServer(upgrading()) as server:
         opened(client(server.url.replace("//", f"//{userinfo}"), headers=given))
-        assert server.peers[0].header("Authorization") == sent
-        assert server.peers[0].request.lower().count("authorization:") == (sent is not None)
+        assert server.connections[0].header("Authorization") == sent
+        assert server.connections[0].request.lower().count("authorization:") == (sent is not None)
 
 
 def test_the_servers_headers(place: Place) -> None:
@@ -324,7 +325,7 @@ def test_the_servers_url(place: Place) -> None:
 def test_frames_behind_the_answer(place: Place) -> None:
     """Frames that come with the server's answer are the client's `rest`."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response() + FRAME)
         peer.hold()
@@ -346,7 +347,7 @@ def test_frames_behind_the_request(place: Place) -> None:
 def test_an_answer_in_pieces(place: Place) -> None:
     """An answer that comes byte by byte is the same answer."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in peer.response("Sec-WebSocket-Protocol: x"):
@@ -626,7 +627,7 @@ def test_certificate_error(kind: str, secure: Place, contexts: Contexts) -> None
         (lambda peer: peer.receive(1) and peer.reset(), "connection"),
     ],
 )
-def test_tls_error(script: Callable[[Peer], object], why: str, contexts: Contexts) -> None:
+def test_tls_error(script: Callable[[RawConnection], object], why: str, contexts: Contexts) -> None:
     """A peer that speaks no TLS, or breaks off in its handshake, is a TLSError."""
     with RawServer(script) as server, pytest.raises(TLSError, match=why) as caught:
         run(client(server.url.replace("ws:", "wss:"), contexts[0]))
@@ -655,7 +656,7 @@ def test_a_refusal(place: Place, lines: list[str], body: bytes) -> None:
 def test_a_refusal_until_the_end(place: Place) -> None:
     """A refusal without a length has the body that came until the end of the connection."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.answer("HTTP/1.1 503 Busy", body=b"later")
 
     with place.raw(script) as server, pytest.raises(HandshakeError) as caught:
@@ -667,7 +668,7 @@ def test_a_refusal_whose_body_never_ends(place: Place, monkeypatch: pytest.Monke
     """A refusal whose body does not end is told after a moment, with what came of the body."""
     monkeypatch.setattr("evtws.polled_opening.BODY_WAIT", 20 * MS)
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.answer("HTTP/1.1 401 Unauthorized", body=b"who?")
         peer.hold()
 
@@ -689,7 +690,7 @@ def test_a_refusal_whose_body_never_ends(place: Place, monkeypatch: pytest.Monke
 def test_an_answer_that_is_none(place: Place, answer: bytes, why: str) -> None:
     """Garbage, an end within the header, one that is too long and one that is no upgrade are HandshakeErrors."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(answer)
 
@@ -700,7 +701,7 @@ def test_an_answer_that_is_none(place: Place, answer: bytes, why: str) -> None:
 def test_a_server_that_resets() -> None:
     """A server that resets the connection is a HandshakeError."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.reset()
 
@@ -711,7 +712,7 @@ def test_a_server_that_resets() -> None:
 def test_an_answer_before_the_request() -> None:
     """A server that answers and hangs up before it has read the request has said why, and that is the error."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
 
     with RawServer(script) as server, pytest.raises(HandshakeError, match="413"):

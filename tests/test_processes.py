@@ -25,11 +25,10 @@ import trustme
 import evtws
 from evtws import Connection, Message, processes
 from evtws.engine import Engine
-from evtws.testing import Server
+from evtws.testing import RawServer, Server
 
 from .faults.support import echo, until
 from .live import collect, hold, nothing_leaks
-from .raw import RawServer
 from .timing import MS, SOON
 
 __all__ = ["nothing_leaks"]
@@ -214,7 +213,7 @@ def test_ctrl_c_in_a_dial() -> None:
         RawServer(lambda peer: peer.hold()) as server,
         program("Connection(connect_timeout=None).dial(url)", server.url) as process,
     ):
-        assert until(lambda: server.peers)
+        assert until(lambda: server.connections)
         interrupt(process)
 
 
@@ -461,11 +460,11 @@ def test_a_connection_that_was_forgotten_in_a_dial() -> None:
         def drop() -> weakref.ref[Connection]:
             connection = Connection(reconnect=policy, connect_timeout=None, on_error=lambda _: None)
             connection.dial(server.url)
-            assert until(lambda: len(server.peers) == 2)
+            assert until(lambda: len(server.connections) == 2)
             return weakref.ref(connection)
 
         with warnings.catch_warnings():
             # Where it is dropped while the I/O thread holds it, that thread does the collecting.
             warnings.simplefilter("ignore", ResourceWarning)
             collect(drop())
-        assert until(lambda: server.peers[1].sock.fileno() < 0)
+        assert until(lambda: server.connections[1].sock.fileno() < 0)

@@ -14,9 +14,10 @@ from evtws import proxy as room
 from evtws.errors import DialAborted, DialTimeout, InvalidURL, ProxyError, ResolveError
 from evtws.proxy import Proxy, choose, open_tunnel, parse_proxy
 from evtws.resolve import Address, Attempt, HasFileno, blocking_wait, connect
+from evtws.testing import RawConnection, RawServer
 from evtws.wire import Wire
 
-from .raw import Peer, RawServer, descriptors
+from .raw import descriptors
 from .timing import MS, SOON
 
 
@@ -35,7 +36,7 @@ def _no_proxy_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tunnel(
-    script: Callable[[Peer], object],
+    script: Callable[[RawConnection], object],
     proxy: Proxy,
     host: str = "a.example",
     port: int = 81,
@@ -127,7 +128,7 @@ def test_http_connect(proxy: Proxy, host: str, request_text: str) -> None:
     """An HTTP proxy is asked by CONNECT, with Basic credentials where there are some."""
     requests = []
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         requests.append(peer.read_request())
         peer.send(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n")
         peer.hold()
@@ -153,7 +154,7 @@ def test_http_refusal(status: int) -> None:
         (lambda peer: (peer.answer("HTTP/1.1 200 OK", body=b"x"), peer.hold()), "before"),
     ],
 )
-def test_a_proxy_that_breaks_off(script: Callable[[Peer], object], why: str) -> None:
+def test_a_proxy_that_breaks_off(script: Callable[[RawConnection], object], why: str) -> None:
     """A proxy that goes away or talks nonsense is a ProxyError without a status."""
     with pytest.raises(ProxyError, match=why) as caught:
         tunnel(script, Proxy("http", "p", 1))
@@ -188,7 +189,7 @@ class Socks:
         self._exchanges = exchanges
         self.done = False
 
-    def __call__(self, peer: Peer) -> None:
+    def __call__(self, peer: RawConnection) -> None:
         for expected, reply in self._exchanges:
             received = b""
             while len(received) < len(expected):

@@ -15,8 +15,9 @@ import pytest
 from evtws import resolve as room
 from evtws.errors import DialAborted, DialError, DialTimeout, ResolveError
 from evtws.resolve import Address, Attempt, HasFileno, Lookup, Race, blocking_wait, connect, interleave, resolve
+from evtws.testing import RawServer
 
-from .raw import RawServer, closed_port, descriptors
+from .raw import closed_port, descriptors
 from .timing import MS, SOON
 
 

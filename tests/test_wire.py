@@ -15,9 +15,10 @@ import trustme
 from evtws import wire as room
 from evtws.errors import CertificateError, DialAborted, DialTimeout, HandshakeError, TLSError
 from evtws.resolve import Address, Attempt, HasFileno, blocking_wait, connect
+from evtws.testing import RawConnection, RawServer
 from evtws.wire import BODY_LIMIT, HEADER_LIMIT, Head, Wire, default_context
 
-from .raw import Peer, RawServer, descriptors
+from .raw import descriptors
 from .timing import MS, SOON
 
 
@@ -169,7 +170,7 @@ def test_reading_times_out(pair: Pair) -> None:
 def test_a_reset_while_reading() -> None:
     """A connection that is reset while an answer is awaited is a HandshakeError that says so."""
 
-    def reset(peer: Peer) -> None:
+    def reset(peer: RawConnection) -> None:
         peer.receive(1)
         peer.reset()
 
@@ -186,7 +187,7 @@ def test_writing_more_than_fits() -> None:
     """A write goes on until all of it is written, however slowly the peer reads."""
     received: list[int] = []
 
-    def slowly(peer: Peer) -> None:
+    def slowly(peer: RawConnection) -> None:
         while sum(received) < 8 << 20:
             received.append(len(peer.receive(65536)))
         peer.send(b"x")
@@ -202,7 +203,7 @@ def test_writing_more_than_fits() -> None:
 def test_a_peer_that_hangs_up_may_have_answered() -> None:
     """What a peer said before it stopped listening is read, though the request could not be written."""
 
-    def refuse(peer: Peer) -> None:
+    def refuse(peer: RawConnection) -> None:
         peer.send(b"HTTP/1.1 431 No\r\n\r\n")
         peer.sock.recv(1)
 
@@ -279,7 +280,7 @@ def test_tls(authority: trustme.CA, client_context: ssl.SSLContext) -> None:
             blocked.set()
         return blocking_wait(readers, writers, deadline)
 
-    def read_all(peer: Peer) -> None:
+    def read_all(peer: RawConnection) -> None:
         assert blocked.wait(SOON)
         while sum(received) < 8 << 20:
             received.append(len(peer.receive(65536)))
@@ -324,7 +325,9 @@ def test_a_certificate_for_another_host(authority: trustme.CA, client_context: s
         (lambda peer: (peer.send(b"\x15\x03\x03\x00\x02\x02\x28"), peer.hold()), "HANDSHAKE_FAILURE"),
     ],
 )
-def test_tls_with_what_is_none(script: Callable[[Peer], object], why: str, client_context: ssl.SSLContext) -> None:
+def test_tls_with_what_is_none(
+    script: Callable[[RawConnection], object], why: str, client_context: ssl.SSLContext
+) -> None:
     """A peer that speaks no TLS, refuses it or goes away is a TLSError that says which."""
     with RawServer(script) as server:
         wire = wire_to(server)

@@ -5,6 +5,17 @@ from .client_connection import ClientConnection
 from .direction import Direction
 from .fault_proxy import FaultProxy
 from .manual_clock import ManualClock
+from .raw_server import RawConnection, RawServer
 from .server import Reply, Server
 
-__all__ = ["ClientConnection", "Direction", "FaultProxy", "ManualClock", "Reply", "Server", "tls_contexts"]
+__all__ = [
+    "ClientConnection",
+    "Direction",
+    "FaultProxy",
+    "ManualClock",
+    "RawConnection",
+    "RawServer",
+    "Reply",
+    "Server",
+    "tls_contexts",
+]

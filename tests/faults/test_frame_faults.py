@@ -12,9 +12,8 @@ import pytest
 
 import evtws
 from evtws import ConnectionClosed, ConnectionLost, EvtwsError, MessageTooBig, ProtocolError, ReplyTimeout, State
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, RawConnection, RawServer, Server
 
-from ..raw import Peer, RawServer
 from ..timing import MS, SOON
 from .support import Ear, ask, frame, only_client, until
 
@@ -243,7 +242,7 @@ def test_d9_a_ping_flood_by_a_peer_that_does_not_read() -> None:
     ear = Ear()
     flooded = threading.Event()
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         for _ in range(40):
             peer.send(frame(0x89, b"x" * 125) * 500)
@@ -304,7 +303,7 @@ def test_d10_tcp_is_never_ended(begins: str) -> None:
     """D10: a peer that answers or sends a close frame but never ends TCP is left within about a second."""
     ear = Ear()
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         if begins == "we":
             peer.receive(2)

@@ -23,8 +23,9 @@ from evtws.errors import (
     ResolveError,
     TLSError,
 )
+from evtws.testing import RawConnection, RawServer
 
-from ..raw import Peer, RawServer, Script, closed_port, descriptors, refusing, upgrading
+from ..raw import Script, closed_port, descriptors, refusing, upgrading
 from ..timing import MS, SOON
 
 
@@ -119,7 +120,7 @@ def test_a2_names_are_resolved_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket, "getaddrinfo", moving)
         opened("ws://a.example/")
         opened("ws://a.example/")
-        assert (len(one.peers), len(two.peers)) == (1, 1)
+        assert (len(one.connections), len(two.connections)) == (1, 1)
 
 
 def test_a3_the_first_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def test_a4_the_connection_breaks(script: Script, why: str) -> None:
 def test_a10_a_header_that_drips() -> None:
     """A10: an answer that comes byte by byte does not prolong the deadline."""
 
-    def drip(peer: Peer) -> None:
+    def drip(peer: RawConnection) -> None:
         peer.read_request()
         for byte in peer.response("X: " + "x" * 9999):
             peer.send(bytes([byte]))
@@ -200,7 +201,7 @@ def test_b2_a_client_certificate_is_wanted(authority: trustme.CA, trusting: ssl.
 def test_b6_a_plain_server_on_wss() -> None:
     """B6: a server that answers TLS in plain text is a TLSError that says so."""
 
-    def plain(peer: Peer) -> None:
+    def plain(peer: RawConnection) -> None:
         peer.sock.recv(1)
         peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         peer.hold()
@@ -212,7 +213,7 @@ def test_b6_a_plain_server_on_wss() -> None:
 def test_b6_a_tls_server_on_ws() -> None:
     """B6: a server that answers in TLS is a HandshakeError that says so."""
 
-    def alert(peer: Peer) -> None:
+    def alert(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(b"\x15\x03\x01\x00\x02\x02\x46")
         peer.hold()
@@ -247,7 +248,7 @@ def test_c3_redirects(location: str | None, redirects: int) -> None:
 def answering(change: Callable[[bytes], bytes]) -> Script:
     """A server whose answer is a right one, changed."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(change(peer.response()))
         peer.hold()
@@ -332,7 +333,7 @@ def test_c5_no_subprotocol() -> None:
 def flood(*parts: bytes, times: int) -> Script:
     """A server that sends the first part, and then the second many times."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(parts[0])
         for _ in range(times):
@@ -381,7 +382,7 @@ def test_c6_a_body_that_never_comes() -> None:
 def test_c7_closed_right_after_the_upgrade() -> None:
     """C7: a server that closes after its 101 has upgraded; what it sent before is not lost."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response() + b"\x88\x00")
 
@@ -392,7 +393,7 @@ def test_c7_closed_right_after_the_upgrade() -> None:
 def test_c7_the_first_frame_over_tls(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """C7: a frame in the same TLS record as the 101 is not lost."""
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.read_request()
         peer.send(peer.response() + b"\x81\x01x")
         peer.hold()
@@ -405,7 +406,7 @@ def test_c8_cookies_belong_to_a_jar() -> None:
     """C8: a cookie is sent on the next dial with the same jar, refreshed, and by nobody else."""
     cookies = iter(["Set-Cookie: id=1", "Set-Cookie: id=2", "X: y", "X: y"])
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade(next(cookies))
         peer.hold()
 
@@ -413,7 +414,7 @@ def test_c8_cookies_belong_to_a_jar() -> None:
         jar = CookieJar()
         for one in (jar, jar, jar, CookieJar()):
             dial(Target(server.url), jar=one, deadline=time.monotonic() + SOON).sock.close()
-        assert [peer.header("Cookie") for peer in server.peers] == [None, "id=1", "id=2", None]
+        assert [peer.header("Cookie") for peer in server.connections] == [None, "id=1", "id=2", None]
 
 
 @pytest.mark.parametrize(
