@@ -13,11 +13,9 @@ import pytest
 
 import evtws
 from evtws import Connection, ConnectionLost, DialError, Message, ReplyTimeout, StaleConnection, State, WriteTimeout
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, FaultProxy, RawConnection, RawServer, Server
 
-from ..raw import Peer, RawServer
 from ..timing import MS, SOON
-from .proxy import Proxy
 from .support import Ear, ask, dialled, echo, frame, only_client, until
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -62,13 +60,13 @@ def test_a4_the_connection_breaks_during_close(reset: bool) -> None:
 def stale(swallowed: str, server: Server, ear: Ear, **options: Any) -> float:
     """Swallow these directions of an open connection; how long it then took to be told that it is stale."""
     with (
-        Proxy(server.port) as proxy,
-        dialled(f"ws://127.0.0.1:{proxy.port}", ear, ping_interval=PING, **options) as connection,
+        FaultProxy(server.port) as proxy,
+        dialled(proxy.url_of(server.url), ear, ping_interval=PING, **options) as connection,
     ):
         connection.ping(SOON)
         began = time.monotonic()
-        proxy.up.swallowing = "up" in swallowed
-        proxy.down.swallowing = "down" in swallowed
+        proxy.to_server.swallow = "up" in swallowed
+        proxy.to_client.swallow = "down" in swallowed
         request = connection.submit(ask(), timeout=SOON)
         error = ear.one_error()
         took = time.monotonic() - began
@@ -107,11 +105,11 @@ def test_a7_unsent_data() -> None:
     ear = Ear()
     with (
         Server() as server,
-        Proxy(server.port) as proxy,
-        dialled(f"ws://127.0.0.1:{proxy.port}", ear, ping_interval=200 * MS) as connection,
+        FaultProxy(server.port) as proxy,
+        dialled(proxy.url_of(server.url), ear, ping_interval=200 * MS) as connection,
     ):
         connection.ping(SOON)
-        proxy.up.pause()
+        proxy.to_server.stalled = True
         with pytest.raises(ConnectionLost) as caught:
             connection.send(Message("x" * (16 << 20)))
         assert caught.value.written == "maybe"
@@ -207,7 +205,7 @@ def test_a11_one_byte_at_a_time() -> None:
     ear = Ear()
     raw = frame(0x81, b'"a"') + frame(0x01, b'"') + frame(0x89, b"p") + frame(0x80, b'b"') + frame(0x82, b"1" * 200)
 
-    def script(peer: Peer) -> None:
+    def script(peer: RawConnection) -> None:
         peer.upgrade()
         for byte in raw:
             peer.send(bytes([byte]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
 import pytest
@@ -19,10 +20,9 @@ from evtws import (
     ReplyTimeout,
 )
 from evtws.errors import Written
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, Direction, FaultProxy, Server
 
 from ..timing import MS, SOON
-from .proxy import Proxy
 from .support import Ear, ask, echo, only_client, until
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -32,18 +32,37 @@ def ignore(_client: ClientConnection, _body: str | bytes) -> None:
     """A server's script that answers nothing."""
 
 
-def outcome(connection: Connection, message: Message) -> tuple[str, Written | None]:
-    """How a request ended: by "reply" or the name of its error, and what that says of its bytes."""
+def outcome(connection: Connection, message: Message, sent: Callable[[], object]) -> tuple[str, Written | None]:
+    """How a request ended: by "reply" or the name of its error, and what that says of its bytes.
+
+    `sent` is called as soon as it was sent.
+    """
     outcomes: list[tuple[str, Written | None]] = []
     message.callback = lambda _reply, _connection: outcomes.append(("reply", None))
     message.on_failure = lambda error, _connection: outcomes.append(
         (type(error).__name__, getattr(error, "written", None))
     )
     connection.send(message)
+    sent()
     assert until(lambda: outcomes)
     connection.close()
     assert len(outcomes) == 1
     return outcomes[0]
+
+
+def cut_at(proxy: FaultProxy, direction: Direction, count: int) -> Callable[[], object]:
+    """Cut the open connection at that byte, when it comes; returns what is to be called once the request was sent."""
+    if count:
+        direction.cut_in(count)
+        return lambda: None
+    # To cut in 0 bytes is to cut now, before the first byte has come.
+    direction.swallow = True
+
+    def cut() -> None:
+        assert proxy.wait_for(lambda: direction.bytes_swallowed, SOON)
+        direction.cut_in(0)
+
+    return cut
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
@@ -53,12 +72,14 @@ def test_e1_the_request_is_cut_at_every_byte(reset: bool) -> None:
     with Server(ignore) as server:
         for count in range(size + 1):
             ear = Ear()
-            with Proxy(server.port) as proxy:
+            with FaultProxy(server.port) as proxy:
                 connection = Connection(**ear.options)
-                connection.dial(f"ws://127.0.0.1:{proxy.port}")
-                proxy.up.cut_after(count, reset=reset)
-                assert outcome(connection, ask()) == ("ConnectionLost", "yes"), count
+                connection.dial(proxy.url_of(server.url))
+                proxy.to_server.cut_by = "RST" if reset else "FIN"
+                sent = cut_at(proxy, proxy.to_server, count)
+                assert outcome(connection, ask(), sent) == ("ConnectionLost", "yes"), count
                 ear.one_error()
+        assert server.wait_for(1, SOON)
         assert server.received == [ask().body]  # at the last cut
 
 
@@ -68,12 +89,12 @@ def test_e1_the_reply_is_cut_at_every_byte() -> None:
     with Server(echo) as server:
         for count in range(size + 1):
             ear = Ear()
-            with Proxy(server.port) as proxy:
+            with FaultProxy(server.port) as proxy:
                 connection = Connection(**ear.options)
-                connection.dial(f"ws://127.0.0.1:{proxy.port}")
-                proxy.down.cut_after(count)
+                connection.dial(proxy.url_of(server.url))
+                sent = cut_at(proxy, proxy.to_client, count)
                 lost = ("ConnectionLost", "yes") if count < size else ("reply", None)
-                assert outcome(connection, ask()) == lost, count
+                assert outcome(connection, ask(), sent) == lost, count
                 assert ear.messages == []
 
 

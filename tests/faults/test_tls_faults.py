@@ -9,10 +9,9 @@ import pytest
 import trustme
 
 from evtws import ConnectionLost
-from evtws.testing import ClientConnection, Server
+from evtws.testing import ClientConnection, FaultProxy, Server
 
 from ..timing import MS, SOON
-from .proxy import Proxy
 from .support import Ear, ask, dialled, frame
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -59,10 +58,10 @@ def test_b3_tls_ends_inside_a_record(count: int, serving: ssl.SSLContext, trusti
     ear = Ear()
     with (
         Server(lambda client, _: client.send("1" * 1000), ssl=serving) as server,
-        Proxy(server.port) as proxy,
-        dialled(f"wss://127.0.0.1:{proxy.port}", ear, ssl=trusting) as connection,
+        FaultProxy(server.port) as proxy,
+        dialled(proxy.url_of(server.url), ear, ssl=trusting) as connection,
     ):
-        proxy.down.cut_after(count)
+        proxy.to_client.cut_in(count)
         with pytest.raises(ConnectionLost) as caught:
             connection.request(ask(), timeout=SOON)
         assert type(ear.one_error()) is type(caught.value) is ConnectionLost
