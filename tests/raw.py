@@ -7,10 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from evtws.testing import RawConnection, RawServer
-
-Peer = RawConnection
-__all__ = ["RawServer"]
+from evtws.testing import RawConnection
 
 Script = Callable[[RawConnection], object]
 
