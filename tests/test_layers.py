@@ -12,7 +12,7 @@ PLUGIN = PACKAGE.parent / "pytest_evtws.py"
 
 FLOORS = [
     "errors message task",
-    "state correlation tombstones pending timers outbox keepalive reconnect session diagnosis masking frames",
+    "state correlation tombstones pending timers outbox keepalive reconnect session diagnosis masking frames events",
     "resolve wire nonblocking proxy target dial handshake door write_queue transport polled_opening polled_websocket",
     "poller callbacks calls options stats life pulse router reader sender opening ending engine stream processes "
     "connection peer",
