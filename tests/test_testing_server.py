@@ -16,7 +16,7 @@ import websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from evtws import State, WebSocketPeer
+from evtws import HandshakeError, State, WebSocketPeer
 from evtws.frames import Opcode, encode, encode_message
 from evtws.handshake import UpgradeRequest
 from evtws.nonblocking import NonBlockingSocket
@@ -70,12 +70,10 @@ def _nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def dial(client_context: ssl.SSLContext) -> Any:
-    """Opens a connection of websockets to a server, compressed unless told otherwise."""
+def dial() -> Any:
+    """Opens a connection of websockets to a server, compressed unless told otherwise; not over TLS, see `polled`."""
 
     def dial(server: Server, **options: Any) -> Any:
-        if server.url.startswith("wss"):
-            options["ssl"] = client_context
         return connect(server.url + "/x?y=1", open_timeout=SOON, close_timeout=SOON, max_size=None, **options)
 
     return dial
@@ -195,7 +193,7 @@ def test_on_handshake_accepts_with_headers(dial: Any) -> None:
         assert peer.response.headers["X-Served-By"] == "a"
 
 
-def test_on_handshake_refuses(context: ssl.SSLContext | None, dial: Any) -> None:
+def test_on_handshake_refuses(dial: Any) -> None:
     """Another Reply refuses the upgrade with its status, headers and body, and None accepts."""
 
     def judge(request: UpgradeRequest) -> Reply | None:
@@ -203,7 +201,7 @@ def test_on_handshake_refuses(context: ssl.SSLContext | None, dial: Any) -> None
             return Reply(503, [("Retry-After", "7")], b"x" * 100_000)
         return None
 
-    with Server(on_handshake=judge, ssl=context) as server:
+    with Server(on_handshake=judge) as server:
         with pytest.raises(InvalidStatus) as caught, dial(server):
             pass
         response = caught.value.response
@@ -212,6 +210,16 @@ def test_on_handshake_refuses(context: ssl.SSLContext | None, dial: Any) -> None
         assert server.connections == []
         with dial(server):
             assert only(server).is_open
+
+
+def test_on_handshake_refuses_over_tls(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """The upgrade is refused over TLS as without it."""
+    with Server(on_handshake=lambda _: Reply(503, [("Retry-After", "7")], b"busy"), ssl=server_context) as server:
+        peer = WebSocketPeer()
+        peer.connect_to_url(server.url, ssl=client_context)
+        poll_until(lambda: peer.ready_state is State.CLOSED, peer)
+    assert isinstance(peer.error, HandshakeError)
+    assert (peer.error.status, peer.error.headers["retry-after"], peer.error.body) == (503, "7", b"busy")
 
 
 @pytest.mark.parametrize("status", [101, 403])
@@ -293,7 +301,7 @@ def test_request_may_come_in_pieces_and_with_frames() -> None:
         assert read_all(sock).endswith(b"\r\n\r\n\x81\x05first\x88\x00")
 
 
-def test_broken_tls_is_the_end(server_context: ssl.SSLContext, dial: Any) -> None:
+def test_broken_tls_is_the_end(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     """A client that speaks no TLS, or leaves within the handshake, is dropped and disturbs nobody."""
     with Server(ssl=server_context) as server:
         with raw(server, b"") as sock:
@@ -301,8 +309,9 @@ def test_broken_tls_is_the_end(server_context: ssl.SSLContext, dial: Any) -> Non
             with suppress(ConnectionResetError):
                 assert b"HTTP" not in read_all(sock)
         socket.create_connection(("127.0.0.1", server.port), timeout=SOON).close()
-        with dial(server):
-            assert only(server).is_open
+        peer = polled(server, client_context)
+        assert only(server).is_open
+        peer.close(-1)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -310,9 +319,13 @@ def test_certificate_of_its_own(host: str) -> None:
     """With `ssl=True` the server makes its certificate, which `client_ssl` trusts by both names."""
     with Server(lambda client, body: client.send(body), ssl=True) as server:
         assert server.url == f"wss://127.0.0.1:{server.port}"
-        with connect(f"wss://{host}:{server.port}", ssl=server.client_ssl, open_timeout=SOON) as peer:
-            peer.send("hello")
-            assert peer.recv(SOON) == "hello"
+        peer = WebSocketPeer()
+        peer.connect_to_url(f"wss://{host}:{server.port}", ssl=server.client_ssl)
+        poll_until(lambda: peer.ready_state is State.OPEN, peer)
+        peer.send_text("hello")
+        poll_until(peer.get_available_packet_count, peer)
+        assert peer.get_packet() == b"hello"
+        peer.close(-1)
 
 
 def test_no_certificate_of_its_own(server_context: ssl.SSLContext) -> None:
@@ -530,20 +543,19 @@ def test_max_size() -> None:
         assert server.received == ["x" * 10]
 
 
-def test_drop_is_a_fin(context: ssl.SSLContext | None, dial: Any) -> None:
+def test_drop_is_a_fin(context: ssl.SSLContext | None, client_context: ssl.SSLContext) -> None:
     """A dropped client gets what was sent, then the end without a close frame."""
 
     def script(client: ClientConnection, body: str | bytes) -> None:
         client.send(body)
         client.drop()
 
-    with Server(script, ssl=context) as server, dial(server) as peer:
+    with Server(script, ssl=context) as server:
+        peer = polled(server, client_context)
         client = only(server)
-        peer.send("bye")
-        assert peer.recv(SOON) == "bye"
-        with pytest.raises(ConnectionClosed) as caught:
-            peer.recv(SOON)
-        assert caught.value.rcvd is None
+        peer.send_text("bye")
+        poll_until(lambda: peer.ready_state is State.CLOSED, peer)
+        assert (peer.get_packet(), peer.get_close_code()) == (b"bye", -1)
         assert not client.is_open
         assert server.connections == []
         client.drop()
@@ -737,10 +749,11 @@ def test_a_script_error_is_the_context_of_a_failure(dial: Any) -> None:
     assert isinstance(failure.__context__, LookupError)
 
 
-def test_close_is_bounded_and_final(context: ssl.SSLContext | None, dial: Any) -> None:
+def test_close_is_bounded_and_final(context: ssl.SSLContext | None, client_context: ssl.SSLContext) -> None:
     """Closing ends open, silent and unread connections within two seconds, and nothing listens after it."""
     server = Server(ssl=context)
-    with raw(server, b"") as silent, dial(server) as peer:
+    with raw(server, b"") as silent:
+        peer = polled(server, client_context)
         only(server).pause_reading()
         only(server).send(b"x" * 20_000_000)
         began = time.monotonic()
@@ -750,8 +763,7 @@ def test_close_is_bounded_and_final(context: ssl.SSLContext | None, dial: Any) -
         with pytest.raises(ConnectionRefusedError):
             raw(server)
         assert silent.recv(1) == b""
-        with pytest.raises(ConnectionClosed):
-            peer.recv(SOON)
+        poll_until(lambda: peer.ready_state is State.CLOSED, peer)
 
 
 def test_close_from_a_script(dial: Any) -> None:
