@@ -88,12 +88,15 @@ def test_bytes() -> None:
 
 def test_a_reset() -> None:
     """`reset` is an RST."""
-    with (
-        RawServer(RawConnection.reset) as server,
-        socket.create_connection(("127.0.0.1", server.port), SOON) as sock,
-        pytest.raises(ConnectionResetError),
-    ):
-        sock.recv(1)
+
+    def script(raw: RawConnection) -> None:
+        raw.receive(1)
+        raw.reset()
+
+    with RawServer(script) as server, socket.create_connection(("127.0.0.1", server.port), SOON) as sock:
+        sock.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
 
 
 @pytest.mark.parametrize("wait", [lambda raw: raw.receive(1), RawConnection.hold], ids=["receive", "hold"])
