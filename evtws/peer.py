@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from .errors import ConnectionLost, DialError, DialTimeout, EvtwsError, NotConnected, OutboxFull
-from .frames import encode_close
+from .frames import Close, encode_close
 from .polled_opening import Opened, Opening, Want, client_context, open_client, open_server, peer_of
 from .polled_websocket import Inbox, PolledWebSocket
 from .state import Signal, State, transition
@@ -134,7 +134,6 @@ class WebSocketPeer:
         peer = peer_of(stream)
         self._begin("", is_server=True)
         self._peer_name = peer
-        self._sock = stream  # which an opening that was never polled does not hold yet
         self._start(state, open_server(stream, headers, tuple(self.supported_protocols)))
 
     def _headers(self) -> list[tuple[str, str]]:
@@ -196,8 +195,6 @@ class WebSocketPeer:
         if self._opening is not None:
             self._opening.close()
             self._opening = None
-            if self._sock is not None:
-                self._sock.close()
 
     def fileno(self) -> int:
         """The descriptor to wait for, for a selector of one's own; -1 while there is none. May change until OPEN."""
@@ -322,13 +319,16 @@ class WebSocketPeer:
 
     def get_close_code(self) -> int:
         """The code of the peer's close frame, 1005 if it had none; -1 if none came: it was not closed cleanly."""
-        frame = None if self._websocket is None else self._websocket.close_frame
-        return -1 if frame is None else frame.code
+        return -1 if self._close_frame is None else self._close_frame.code
 
     def get_close_reason(self) -> str:
         """The reason of the peer's close frame; empty if none came."""
-        frame = None if self._websocket is None else self._websocket.close_frame
-        return "" if frame is None else frame.reason
+        return "" if self._close_frame is None else self._close_frame.reason
+
+    @property
+    def _close_frame(self) -> Close | None:
+        """The peer's close frame; None if none came."""
+        return None if self._websocket is None else self._websocket.close_frame
 
     # -- who it is
 
