@@ -250,19 +250,21 @@ class Dispatcher:
 
     def find(self, name: str) -> list[Trigger]:
         """The triggers that listen to events of that name, by itself or by a pattern, in their order."""
-        found = dict(self._exact.get(name, {}))
-        for trigger in self._asked:
-            if any(isinstance(selector, str) and name_fits(selector, name) for selector in trigger.events):
-                found[trigger] = None
-        return sorted(found, key=self._triggers.__getitem__)
+        return self._listening(name, lambda trigger: any(_names(selector, name) for selector in trigger.events))
 
     def candidates(self, event: Event) -> list[Trigger]:
         """The triggers that listen to such an event, in their order: a snapshot; their conditions are not asked."""
-        found = dict(self._exact.get(event.name, {}))
-        for trigger in self._asked:
-            if trigger.fits(event):
-                found[trigger] = None
+        return self._listening(event.name, lambda trigger: trigger.fits(event))
+
+    def _listening(self, name: str, listens: Callable[[Trigger], bool]) -> list[Trigger]:
+        """Those that listen to this very name, and those of the others that say so, in their order."""
+        found = dict(self._exact.get(name, {}))
+        found.update(dict.fromkeys(filter(listens, self._asked)))
         return sorted(found, key=self._triggers.__getitem__)
+
+
+def _names(selector: Selector, name: str) -> bool:
+    return isinstance(selector, str) and name_fits(selector, name)
 
 
 class Deduplicator:
