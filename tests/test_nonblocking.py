@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from evtws.nonblocking import NonBlockingSocket
+from evtws.testing import tls_contexts
 
 from .faults.support import until
 from .live import nothing_leaks as nothing_leaks
@@ -32,23 +33,14 @@ class Ends(NamedTuple):
     far: socket.socket
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
+@pytest.fixture
+def server_context() -> ssl.SSLContext:
+    return tls_contexts()[0]
 
 
-@pytest.fixture(scope="module")
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
-
-
-@pytest.fixture(scope="module")
-def client_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(context)
-    return context
+@pytest.fixture
+def client_context() -> ssl.SSLContext:
+    return tls_contexts()[1]
 
 
 @pytest.fixture
@@ -200,10 +192,11 @@ def test_the_handshake_goes_as_far_as_it_can(
     far.close()
 
 
-def test_the_handshake_wants_to_write(tcp: tuple[socket.socket, socket.socket], authority: trustme.CA) -> None:
+def test_the_handshake_wants_to_write(tcp: tuple[socket.socket, socket.socket]) -> None:
     """A handshake whose bytes find no room wants to write, and goes on when the peer has read."""
     near, far = tcp
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority = trustme.CA()
     authority.issue_cert("127.0.0.1", *(f"{'x' * 50}{n}.example" for n in range(1000))).configure_cert(server)
     authority.configure_trust(client)
     stream = NonBlockingSocket(near, server)

@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
-import trustme
 import websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -20,7 +19,7 @@ from evtws import HandshakeError, State, WebSocketPeer
 from evtws.frames import Opcode, encode, encode_message
 from evtws.handshake import UpgradeRequest
 from evtws.nonblocking import NonBlockingSocket
-from evtws.testing import ClientConnection, Reply, Server
+from evtws.testing import ClientConnection, Reply, Server, tls_contexts
 
 from .faults.support import until
 from .timing import MS, SOON
@@ -31,26 +30,16 @@ UPGRADE = (
 )
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    """A certificate authority."""
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
+@pytest.fixture
+def server_context() -> ssl.SSLContext:
     """A server's context for 127.0.0.1."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
+    return tls_contexts()[0]
 
 
-@pytest.fixture(scope="module")
-def client_context(authority: trustme.CA) -> ssl.SSLContext:
-    """A client's context that trusts the authority."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+@pytest.fixture
+def client_context() -> ssl.SSLContext:
+    """A client's context that trusts it."""
+    return tls_contexts()[1]
 
 
 @pytest.fixture(params=["ws", "wss"])
